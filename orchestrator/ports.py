@@ -1,4 +1,7 @@
-"""Everything that the control plane needs from outside, on one page. Adapters implement it; fakes pass the same suites."""
+"""Everything that the control plane needs from outside, on one page.
+
+Adapters implement it; fakes pass the same suites.
+"""
 
 from __future__ import annotations
 
@@ -211,7 +214,7 @@ class OwnedContainer:
 
 
 class Containers(Protocol):
-    """Where submissions run. Every method is idempotent; `handle` is an opaque string that survives a restart."""
+    """Where submissions run. Every method is idempotent; a `handle` is an opaque string that outlives us."""
 
     async def create(self, spec: ContainerSpec) -> str:
         """The handle of the container of `spec.container_id`, created unless it exists.
@@ -311,7 +314,7 @@ class StepResult:
 
 
 class Environment(Protocol):
-    """One environment of one task. Observations are dicts of arrays, numbers and strings, as sent on the wire."""
+    """One environment of one task. Observations are dicts, just as they are sent on the wire."""
 
     @property
     def action_space(self) -> gymnasium.Space[Any]: ...
@@ -365,7 +368,7 @@ class Benchmark(Protocol):
 
 
 class BenchmarkProvider(Protocol):
-    """What an entry point of the group `orchestrator.benchmarks` names: `provider.load(name, config, spec)`."""
+    """What an entry point of the group `orchestrator.benchmarks` names."""
 
     name: str
 
