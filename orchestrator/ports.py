@@ -5,7 +5,7 @@ Adapters implement it; fakes pass the same suites.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -90,6 +90,11 @@ class RenewedLease:
     deadline_seconds_left: float | None
 
 
+# Both get the outcomes in plan order and the number of planned episodes; the second the job as it ends.
+ResultBuilder = Callable[[Sequence[EpisodeOutcome], int], EvalResultMessage]
+UnheldResultBuilder = Callable[[Job, Sequence[EpisodeOutcome], int], EvalResultMessage]
+
+
 class JobStore(Protocol):
     """Jobs, leases and results. Every write of a supervisor is fenced by its epoch.
 
@@ -108,9 +113,31 @@ class JobStore(Protocol):
 
     async def set_status(self, claim: Claim, status: JobStatus, detail: str | None = None) -> None: ...
 
-    async def finish(self, claim: Claim, result: EvalResultMessage) -> None: ...
+    async def finish(self, claim: Claim, status: JobStatus, build: ResultBuilder) -> EvalResultMessage:
+        """Commit result, final status and their queue rows. `build` sees the ledger as the transaction does.
 
-    async def request_cancel(self, job_id: int, reason: str) -> JobStatus | None: ...
+        Raises:
+            InfrastructureError: COMPLETED was asked for, but an episode has no outcome.
+        """
+        ...
+
+    async def finish_unheld(
+        self, job_id: int, status: JobStatus, reason: str, build: UnheldResultBuilder
+    ) -> bool:
+        """End a job that nobody holds; False where somebody does, or it is final already."""
+        ...
+
+    async def watch(self, claim: Claim) -> RenewedLease: ...
+
+    async def request_cancel(self, job_id: int, reason: str) -> JobStatus | None:
+        """Flag the job for cancelling; its supervisor, or the reconciler, ends it. None: unknown job."""
+        ...
+
+    async def release(self, claim: Claim, detail: str) -> None:
+        """Give the lease up, so that the next claim need not wait for it to lapse."""
+        ...
+
+    async def last_attempt(self, job_id: int) -> int: ...
 
     async def register_container(self, claim: Claim, record: ContainerRecord) -> None: ...
 
@@ -338,6 +365,17 @@ class EpisodeSummary:
     terminated: bool
     truncated: bool
     info_success: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class BenchmarkDescription:
+    """What a worker says of a job's benchmark; made where the simulators are installed."""
+
+    task_ids: tuple[str, ...]
+    default_episodes_per_task: int
+    success_rule: str
+    env_specs: tuple[dict[str, Any], ...]
+    versions: dict[str, str]
 
 
 class Benchmark(Protocol):

@@ -1,1 +1,1 @@
-"""See the modules."""
+"""Submissions as processes of this machine: for development and trusted code, not for strangers'."""

@@ -1,0 +1,43 @@
+# `make demo` and `make test` do all the set-up by themselves; `make` alone lists the targets.
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow check lint format lock hooks clean
+
+BIN := .venv/bin
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: ## Install the locked dependencies and this package into .venv
+	@scripts/setup.sh
+
+demo: setup ## Evaluate two example submissions, end to end
+	@$(BIN)/python -m orchestrator.cli demo
+
+test: setup ## Run the tests, without the slow ones
+	@$(BIN)/pytest -m "not slow"
+
+test-slow: setup ## Run the slow tests only
+	@$(BIN)/pytest -m slow
+
+check: lint test ## All that has to pass before a commit
+
+lint: setup ## Linter, formatter, types and import contracts
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: setup ## Format, and repair what the linter can
+	@$(BIN)/ruff format
+	@$(BIN)/ruff check --fix
+
+lock: ## Write requirements.lock anew from pyproject.toml (needs uv); UPGRADE=1 raises the pins
+	@uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes \
+	  --no-header --quiet $(if $(UPGRADE),--upgrade) --output-file requirements.lock
+
+hooks: setup ## Run the linters before every git commit
+	@$(BIN)/pre-commit install
+
+clean: ## Remove .venv and every cache
+	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

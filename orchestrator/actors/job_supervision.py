@@ -1,0 +1,341 @@
+"""One job from claim to result, as a plain class: the JobSupervisor actor is a thin wrapper round it."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+from uuid import UUID
+
+import structlog
+
+from orchestrator.actors.episode_board import EpisodeBoard
+from orchestrator.actors.episode_runner import RunReport
+from orchestrator.actors.rollouts import Rollouts, RolloutTools
+from orchestrator.actors.submission_container import PolicySource
+from orchestrator.domain.episodes import (
+    EpisodeOutcome,
+    EpisodeRun,
+    FinishedEpisode,
+    PlannedEpisode,
+    open_secret,
+    plan_episodes,
+)
+from orchestrator.domain.errors import (
+    Fenced,
+    InfrastructureError,
+    OrchestratorError,
+    SubmissionError,
+    UsageError,
+)
+from orchestrator.domain.lifecycle import JobStatus
+from orchestrator.domain.messages import EvalResultMessage
+from orchestrator.domain.results import build_result
+from orchestrator.ports import BenchmarkDescription, Claim, ClaimRefusal, JobStore, Ledger, PolicyConnector
+
+log = structlog.get_logger(__name__)
+
+# How often cancel flag and deadline are looked at, between renewals.
+WATCH_SECONDS = 1.0
+CLEAN_UP_SECONDS = 60.0
+
+
+class CannotRun(InfrastructureError):
+    """The job can never run here (it asks for more than there is): FAILED at once, saying so."""
+
+
+class CancelRequested(OrchestratorError):
+    """Somebody asked for the job to be cancelled."""
+
+
+class DeadlinePassed(OrchestratorError):
+    """The job's deadline is over."""
+
+
+class LeaseLapsed(OrchestratorError):
+    """The lease could not be renewed in time: another incarnation may claim, so this one stops."""
+
+
+class Cluster(Protocol):
+    """The rollout workers of one job. Indices name workers; a replaced worker keeps its index."""
+
+    @property
+    def size(self) -> int: ...
+
+    async def start(self, waiting: Callable[[str], Awaitable[None]]) -> None: ...
+
+    async def describe(self) -> BenchmarkDescription: ...
+
+    async def prepare(self, index: int, connector: PolicyConnector) -> None: ...
+
+    async def run(self, index: int, runs: list[EpisodeRun]) -> list[RunReport]: ...
+
+    async def replace(self, index: int) -> None: ...
+
+    async def settle(self, finished: FinishedEpisode) -> Any: ...
+
+    async def stop(self) -> None: ...
+
+
+@dataclass(frozen=True)
+class SupervisionParts:
+    """Everything that a supervision works with."""
+
+    store: JobStore
+    ledger: Ledger
+    cluster: Callable[[Claim], Cluster]
+    policy: Callable[[Claim], PolicySource]
+    seed_secret: bytes = field(repr=False)
+    validator_hotkey: str
+    lease_seconds: float
+    max_containers: int
+
+
+@dataclass
+class JobSupervision:
+    """Holds one job for one incarnation. `decided` tells the consumer what the claim gave."""
+
+    parts: SupervisionParts
+    job_id: int
+    holder: UUID
+    decided: asyncio.Future[ClaimRefusal | None] = field(init=False)
+    progress: str = field(default="claims", init=False)
+
+    def __post_init__(self) -> None:
+        self.decided = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> JobStatus | None:
+        """Claim, evaluate, finish and clean up; the final status, or None where the job is not ours.
+
+        Raises:
+            InfrastructureError: the claim itself was not possible; nothing is held.
+        """
+        claim = await self.parts.store.claim(self.job_id, self.holder)
+        if isinstance(claim, ClaimRefusal):
+            self.decided.set_result(claim)
+            log.info("claim_refused", job_id=self.job_id, why=claim.value)
+            return None
+        self.decided.set_result(None)
+        log.info("job_claimed", job_id=self.job_id, epoch=claim.epoch)
+        evaluation = Evaluation(self.parts, claim, self._note)
+        try:
+            status, error = await self._until_the_end(evaluation, claim)
+            return await self._finish(evaluation, claim, status, error)
+        except (Fenced, LeaseLapsed) as error:
+            # Ours are the workers; container and result belong to whoever claims next.
+            log.warning("job_given_up", job_id=self.job_id, epoch=claim.epoch, why=str(error))
+            return None
+        except asyncio.CancelledError:
+            await asyncio.shield(self._release(claim, None))
+            raise
+        except Exception as error:
+            log.exception("job_interrupted", job_id=self.job_id, epoch=claim.epoch)
+            await self._release(claim, error)
+            return None
+        finally:
+            await asyncio.shield(asyncio.wait_for(evaluation.stop_workers(), CLEAN_UP_SECONDS))
+
+    def _note(self, progress: str) -> None:
+        self.progress = progress
+
+    async def _until_the_end(self, evaluation: Evaluation, claim: Claim) -> tuple[JobStatus, str | None]:
+        """The final status and its reason; Fenced, LeaseLapsed and what is ours to retry are raised."""
+        watch = asyncio.create_task(self._keep_lease(claim))
+        work = asyncio.create_task(evaluation.run())
+        try:
+            await asyncio.wait({watch, work}, return_when=asyncio.FIRST_COMPLETED)
+            (watch if watch.done() else work).result()
+            return JobStatus.COMPLETED, None
+        except CancelRequested as error:
+            return JobStatus.CANCELLED, str(error)
+        except DeadlinePassed as error:
+            return JobStatus.TIMEOUT, str(error)
+        except (SubmissionError, UsageError, CannotRun) as error:
+            evaluation.keep_failure(error)
+            return JobStatus.FAILED, str(error)
+        finally:
+            for task in (watch, work):
+                task.cancel()
+            await asyncio.wait({watch, work}, timeout=CLEAN_UP_SECONDS)
+
+    async def _keep_lease(self, claim: Claim) -> None:
+        """Renew every third of the lease and watch the flags in between, until something ends the job."""
+        lease_seconds = self.parts.lease_seconds
+        renewed_at = time.monotonic()
+        while True:
+            await asyncio.sleep(min(WATCH_SECONDS, lease_seconds / 6))
+            due = time.monotonic() - renewed_at >= lease_seconds / 3
+            asked_at = time.monotonic()
+            call = self.parts.store.renew if due else self.parts.store.watch
+            try:
+                lease = await asyncio.wait_for(call(claim), lease_seconds / 3)
+            except Fenced:
+                raise
+            except Exception as error:
+                if time.monotonic() - renewed_at > lease_seconds:
+                    raise LeaseLapsed(f"job {self.job_id}: no renewal in {lease_seconds:g} s") from error
+                log.warning("lease_not_renewed", job_id=self.job_id, why=str(error) or type(error).__name__)
+                continue
+            if due:
+                renewed_at = asked_at
+            if lease.cancel_requested:
+                raise CancelRequested("cancelled on request")
+            if lease.deadline_seconds_left is not None and lease.deadline_seconds_left <= 0:
+                raise DeadlinePassed("the job's time is over")
+
+    async def _finish(
+        self, evaluation: Evaluation, claim: Claim, status: JobStatus, error: str | None
+    ) -> JobStatus:
+        await evaluation.stop_workers()
+        logs = await evaluation.read_logs()
+
+        def build(outcomes: Sequence[EpisodeOutcome], planned: int) -> EvalResultMessage:
+            return evaluation.result(status, outcomes, planned, logs=logs, error=error)
+
+        if status is not JobStatus.COMPLETED:
+            logged = log.bind(job_id=self.job_id)
+            logged.warning("job_ends_early", status=status.value, why=error)
+        await evaluation.remove_container()
+        await self._persist(lambda: self.parts.store.finish(claim, status, build))
+        log.info("job_finished", job_id=self.job_id, status=status.value, epoch=claim.epoch)
+        return status
+
+    async def _persist(self, write: Callable[[], Awaitable[Any]]) -> None:
+        """A write that must not be lost to a restart of Postgres: tried for as long as a lease."""
+        until = time.monotonic() + self.parts.lease_seconds
+        pause_seconds = 0.1
+        while True:
+            try:
+                await write()
+                return
+            except (Fenced, AssertionError, ValueError):
+                raise
+            except Exception as error:
+                if time.monotonic() > until:
+                    raise LeaseLapsed(f"job {self.job_id}: the result could not be stored") from error
+                log.warning("result_not_stored_yet", job_id=self.job_id, why=str(error))
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, 2.0)
+
+    async def _release(self, claim: Claim, error: Exception | None) -> None:
+        try:
+            why = "handed over" if error is None else f"interrupted by {type(error).__name__}: {error}"
+            detail = f"{why}; will be taken up again"
+            await asyncio.wait_for(self.parts.store.release(claim, detail), self.parts.lease_seconds / 3)
+        except Exception as failure:  # noqa: BLE001 - the lease lapses by itself
+            log.warning("lease_not_released", job_id=self.job_id, why=str(failure))
+
+
+class Evaluation:
+    """What a claimed job goes through, and what is left of it to clean up."""
+
+    def __init__(self, parts: SupervisionParts, claim: Claim, note: Callable[[str], None]) -> None:
+        self._parts = parts
+        self._claim = claim
+        self._note = note
+        self._message = claim.job.message
+        self._cluster = parts.cluster(claim)
+        self._policy = parts.policy(claim)
+        self._description: BenchmarkDescription | None = None
+        self._kept_log = ""
+        self._failure: str | None = None
+
+    async def run(self) -> None:
+        """Returns when every planned episode has an outcome.
+
+        Raises:
+            SubmissionError, UsageError, CannotRun: the job FAILED, with the reason.
+            InfrastructureError: ours; to be taken up again.
+        """
+        await self._say("waits for its workers")
+        await self._cluster.start(self._say)
+        self._description = await self._cluster.describe()
+        await self._parts.ledger.store_plan(self._claim, self._plan(self._description))
+        missing = await self._parts.ledger.missing(self._claim.job.job_id)
+        if not missing:
+            return
+        await self._say("starts the submission")
+        connector = await self._policy.start(self._claim)
+        async with asyncio.TaskGroup() as group:
+            for index in range(self._cluster.size):
+                group.create_task(self._cluster.prepare(index, connector))
+        await self._parts.store.set_status(self._claim, JobStatus.RUNNING, f"{len(missing)} episodes to run")
+        rollouts = Rollouts(
+            RolloutTools(
+                self._claim, self._parts.ledger, self._cluster, self._policy, self._parts.max_containers
+            ),
+            EpisodeBoard(episode.key for episode in missing),
+            connector,
+            lambda left: self._note(f"{left} episodes left"),
+        )
+        await rollouts.run()
+
+    def _plan(self, description: BenchmarkDescription) -> list[PlannedEpisode]:
+        config = self._message.job_config
+        episodes = (
+            self._message.episodes_per_task
+            or config.episodes_per_task
+            or description.default_episodes_per_task
+        )
+        secret = self._parts.seed_secret if config.seed is None else open_secret(config.seed)
+        group = self._message.seed_group or self._message.competition_id or f"job-{self._message.job_id}"
+        if config.seed is not None and self._message.seed_group is None:
+            group = "open"
+        return plan_episodes(description.task_ids, episodes, secret=secret, seed_group=group)
+
+    async def _say(self, detail: str) -> None:
+        self._note(detail)
+        await self._parts.store.set_status(self._claim, JobStatus.STARTING, detail)
+
+    def keep_failure(self, error: SubmissionError | UsageError | CannotRun) -> None:
+        """Whose fault a FAILED job is, and the log of a container that may be gone by then."""
+        if isinstance(error, SubmissionError):
+            self._kept_log = error.log_tail or self._kept_log
+            self._failure = "submission"
+        else:
+            self._failure = "job" if isinstance(error, UsageError) else "infrastructure"
+
+    async def read_logs(self) -> str:
+        try:
+            return await self._policy.logs() or self._kept_log
+        except OrchestratorError as error:
+            log.warning("log_not_read", job_id=self._message.job_id, why=str(error))
+            return self._kept_log
+
+    async def stop_workers(self) -> None:
+        await self._cluster.stop()
+
+    async def remove_container(self) -> None:
+        """Remove what is ours still; a container that could not be removed is the reconciler's."""
+        try:
+            await self._policy.remove(self._claim)
+        except InfrastructureError as error:
+            log.warning("container_left_to_reconciler", job_id=self._message.job_id, why=str(error))
+
+    def result(
+        self,
+        status: JobStatus,
+        outcomes: Sequence[EpisodeOutcome],
+        planned: int,
+        *,
+        logs: str,
+        error: str | None,
+    ) -> EvalResultMessage:
+        """The result as the ledger gives it."""
+        description = self._description
+        return build_result(
+            self._message,
+            status,
+            outcomes,
+            planned,
+            validator_hotkey=self._parts.validator_hotkey,
+            versions=description.versions if description else None,
+            env_specs=description.env_specs if description else None,
+            success_rule=description.success_rule if description else None,
+            logs=logs or None,
+            error=error,
+            extra={"epochs": self._claim.epoch}
+            | ({"failure": self._failure} if status is JobStatus.FAILED else {}),
+        )

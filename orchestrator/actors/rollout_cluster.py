@@ -1,0 +1,199 @@
+"""The rollout workers of one job on Ray: a placement group and the actors in it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+import ray
+import structlog
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from orchestrator.actors.episode_runner import RunReport
+from orchestrator.actors.job_supervision import CannotRun
+from orchestrator.actors.rollout_worker import RolloutWorker, WorkerSetup
+from orchestrator.actors.rollouts import WorkerLost
+from orchestrator.domain.episodes import CommitOutcome, EpisodeRun, FinishedEpisode
+from orchestrator.domain.errors import InfrastructureError
+from orchestrator.domain.messages import EvalJobMessage
+from orchestrator.ports import BenchmarkDescription, PolicyConnector
+
+log = structlog.get_logger(__name__)
+T = TypeVar("T")
+
+# A cold worker on a busy machine needs tens of seconds for its process and the simulator's import.
+START_SECONDS = 180.0
+PING_EVERY_SECONDS = 3.0
+PING_ANSWER_SECONDS = 10.0
+SINK_ANSWER_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class ClusterPlan:
+    """What a job asks of Ray. `node_resource` pins all workers to one node (process containers are there)."""
+
+    job: EvalJobMessage
+    workers: int
+    cpus_per_worker: float
+    node_resource: str | None
+    placement_timeout_seconds: float
+    cluster_grows: bool
+
+    @property
+    def bundles(self) -> list[dict[str, float]]:
+        bundle: dict[str, float] = {"CPU": self.cpus_per_worker}
+        if self.node_resource is not None:
+            bundle[self.node_resource] = 0.001
+        return [dict(bundle) for _ in range(self.workers)]
+
+
+class RolloutCluster:
+    """Implements `job_supervision.Cluster`. Everything in it belongs to the supervisor's process."""
+
+    def __init__(self, plan: ClusterPlan, setup: WorkerSetup, sink: Callable[[], Any]) -> None:
+        self._plan = plan
+        self._setup = setup  # its connector is filled in by `prepare`
+        self._sink = sink
+        self._group: PlacementGroup | None = None
+        self._workers: list[Any] = []
+
+    @property
+    def size(self) -> int:
+        return self._plan.workers
+
+    async def start(self, waiting: Callable[[str], Awaitable[None]]) -> None:
+        """Placement group first, then the actors in it.
+
+        Raises:
+            CannotRun: the cluster can never give what the job asks for.
+        """
+        self._group = await asyncio.to_thread(
+            placement_group, self._plan.bundles, "PACK", f"job-{self._plan.job.job_id}"
+        )
+        await self._placed(self._group, waiting)
+        self._workers = [self._create(index) for index in range(self._plan.workers)]
+        await asyncio.gather(*(self._answer(worker.ping.remote()) for worker in self._workers))
+
+    async def _placed(self, group: PlacementGroup, waiting: Callable[[str], Awaitable[None]]) -> None:
+        """Wait for the group. It never fails by itself, so its scheduling state is read."""
+        until = time.monotonic() + self._plan.placement_timeout_seconds
+        pause_seconds, said = 0.01, False
+        while True:
+            table = await asyncio.to_thread(placement_group_table, group)
+            if table.get("state") == "CREATED":
+                return
+            state = table.get("stats", {}).get("scheduling_state", "")
+            asked = f"{self._plan.workers} workers of {self._plan.cpus_per_worker:g} CPUs"
+            if state == "INFEASIBLE" and not self._plan.cluster_grows:
+                raise CannotRun(f"the job asks for {asked}; the cluster has {await _resources()}")
+            if time.monotonic() > until:
+                seconds = self._plan.placement_timeout_seconds
+                raise CannotRun(
+                    f"no room for {asked} within {seconds:g} s; the cluster has {await _resources()}"
+                )
+            if not said and pause_seconds >= 0.5:
+                said = True
+                await waiting(f"waits for {asked}")
+            await asyncio.sleep(pause_seconds)
+            pause_seconds = min(2 * pause_seconds, 0.5)
+
+    def _create(self, index: int) -> Any:
+        return RolloutWorker.options(
+            num_cpus=self._plan.cpus_per_worker,
+            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
+            max_concurrency=8,
+        ).remote(self._plan.job.job_id, index)
+
+    async def describe(self) -> BenchmarkDescription:
+        """The job's benchmark as the first worker knows it.
+
+        Raises:
+            UsageError: provider, name or config is wrong.
+        """
+        description: BenchmarkDescription = await self._answer(
+            self._workers[0].describe.remote(self._plan.job)
+        )
+        return description
+
+    async def prepare(self, index: int, connector: PolicyConnector) -> None:
+        """Point a worker at a policy.
+
+        Raises:
+            WorkerLost: it died meanwhile.
+        """
+        setup = replace(self._setup, connector=connector, sink=self._sink())
+        await self._answer(self._workers[index].prepare.remote(setup))
+
+    async def run(self, index: int, runs: list[EpisodeRun]) -> list[RunReport]:
+        """What came of the runs, once all that is to be committed is.
+
+        Raises:
+            WorkerLost: it died, or did not answer a ping meanwhile.
+        """
+        worker = self._workers[index]
+        call = asyncio.ensure_future(self._answer(worker.run.remote(runs), timeout_seconds=None))
+        try:
+            while True:
+                done, _ = await asyncio.wait({call}, timeout=PING_EVERY_SECONDS)
+                if done:
+                    reports: list[RunReport] = call.result()
+                    return reports
+                await self._answer(worker.ping.remote(), timeout_seconds=PING_ANSWER_SECONDS)
+        finally:
+            call.cancel()
+
+    async def replace(self, index: int) -> None:
+        """A new actor in the same bundle, the old one dead for certain."""
+        await asyncio.to_thread(ray.kill, self._workers[index])
+        self._workers[index] = self._create(index)
+        await self._answer(self._workers[index].ping.remote())
+
+    async def settle(self, finished: FinishedEpisode) -> CommitOutcome:
+        """Commit an episode whose fault the supervisor decided on."""
+        outcomes = await self._answer(self._sink().commit.remote([finished]), SINK_ANSWER_SECONDS)
+        return CommitOutcome(outcomes[0])
+
+    async def stop(self) -> None:
+        """Workers and placement group are gone when it returns. Idempotent."""
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            with contextlib.suppress(RayActorError):
+                await asyncio.to_thread(ray.kill, worker)
+        group, self._group = self._group, None
+        if group is not None:
+            await asyncio.to_thread(remove_placement_group, group)
+
+    async def _answer(self, reference: Any, timeout_seconds: float | None = START_SECONDS) -> Any:
+        try:
+            return await asyncio.wait_for(_value(reference), timeout_seconds)
+        except TimeoutError as error:
+            raise WorkerLost(f"no answer within {timeout_seconds:g} s") from error
+        except RayActorError as error:
+            raise WorkerLost(str(error).splitlines()[0]) from error
+        except RayTaskError as error:
+            cause = error.cause
+            raise (cause if isinstance(cause, Exception) else InfrastructureError(str(error))) from error
+
+
+async def _value(reference: Any) -> Any:
+    return await reference
+
+
+async def _resources() -> str:
+    total: Mapping[str, float] = await asyncio.to_thread(ray.cluster_resources)
+    shown = {
+        name: value for name, value in total.items() if name in ("CPU", "GPU") or name.startswith("accel")
+    }
+    nodes = len([name for name in total if name.startswith("node:") and "internal_head" not in name])
+    return f"{', '.join(f'{value:g} {name}' for name, value in sorted(shown.items()))} on {nodes} nodes"

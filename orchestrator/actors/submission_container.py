@@ -1,0 +1,218 @@
+"""The container of one job: adopted or created, given its archive, replaced, and removed."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Protocol
+from uuid import UUID, uuid4
+
+import structlog
+
+from orchestrator.domain.errors import InfrastructureError, OrchestratorError, SubmissionError
+from orchestrator.ports import (
+    Claim,
+    ContainerLimits,
+    ContainerRecord,
+    Containers,
+    ContainerSpec,
+    Endpoint,
+    Evidence,
+    HostClient,
+    JobStore,
+    PolicyConnector,
+    Verdict,
+)
+
+log = structlog.get_logger(__name__)
+
+# After the deadline a container may live this long, so that a supervisor that comes back can still read it.
+EXPIRY_GRACE_SECONDS = 600.0
+# A connection is often lost a moment before the process's end can be read.
+END_OF_PROCESS_SECONDS = 3.0
+LOG_TAIL_BYTES = 16 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """A submission's archive on this machine."""
+
+    path: Path
+    sha256: str
+
+
+class PolicySource(Protocol):
+    """Where the policy of a job is to be had."""
+
+    async def start(self, claim: Claim) -> PolicyConnector: ...
+
+    async def replace(self, claim: Claim) -> PolicyConnector: ...
+
+    async def evidence(self) -> Evidence: ...
+
+    async def logs(self) -> str: ...
+
+    async def remove(self, claim: Claim) -> None: ...
+
+
+@dataclass(frozen=True)
+class ContainerTools:
+    """What a submission's container is made with."""
+
+    store: JobStore
+    containers: Containers
+    host_client: Callable[[Endpoint, bytes], HostClient]
+    connector: Callable[[Endpoint, bytes], PolicyConnector]
+    session_key: Callable[[UUID], bytes]
+    installation_id: UUID
+    limits: ContainerLimits
+    start_up_timeout_seconds: float
+
+
+@dataclass
+class SubmissionContainer:
+    """`PolicySource` that runs the submission itself."""
+
+    tools: ContainerTools
+    fetch_archive: Callable[[], Awaitable[Archive]]
+    _record: ContainerRecord | None = field(default=None, init=False)
+    _archive: Archive | None = field(default=None, init=False)
+
+    async def start(self, claim: Claim) -> PolicyConnector:
+        """A connector to a policy that answers: in the container of an earlier epoch, or in a new one.
+
+        Raises:
+            SubmissionError: the archive or the policy cannot be used, with the reason and the log's tail.
+            InfrastructureError: the container did not come up through no fault of the submission.
+        """
+        record = await self.tools.store.current_container(claim)
+        if record is not None:
+            self._record = record
+            if record.handle is not None and (await self.tools.containers.evidence(record.handle)).running:
+                try:
+                    return await self._await_policy(record)
+                except OrchestratorError as error:
+                    log.warning(
+                        "container_not_adopted", container_id=str(record.container_id), why=str(error)
+                    )
+            await self.remove(claim)
+        return await self._create(claim)
+
+    async def replace(self, claim: Claim) -> PolicyConnector:
+        """A connector to a fresh container, after the current one was removed."""
+        await self.remove(claim)
+        return await self._create(claim)
+
+    async def evidence(self) -> Evidence:
+        """How the container stands, given a moment for an end that is about to show."""
+        if self._record is None or self._record.handle is None:
+            return Evidence(False, "there is no container", Verdict.INFRASTRUCTURE)
+        until = time.monotonic() + END_OF_PROCESS_SECONDS
+        while True:
+            evidence = await self.tools.containers.evidence(self._record.handle)
+            if not evidence.running or time.monotonic() > until:
+                return evidence
+            await asyncio.sleep(0.05)
+
+    async def logs(self) -> str:
+        """The end of what the submission printed."""
+        if self._record is None or self._record.handle is None:
+            return ""
+        return await self.tools.containers.logs(self._record.handle, LOG_TAIL_BYTES)
+
+    async def remove(self, claim: Claim) -> None:
+        """Mark, remove and forget the current container.
+
+        Raises:
+            Fenced: it belongs to another incarnation now; nothing was removed.
+        """
+        record, self._record = self._record, None
+        if record is None:
+            return
+        await self.tools.store.mark_container_removing(claim, record.container_id)
+        if record.handle is not None:
+            await self.tools.containers.remove(record.handle)
+        await self.tools.store.forget_container(record.container_id)
+
+    async def _create(self, claim: Claim) -> PolicyConnector:
+        if self._archive is None:
+            self._archive = await self.fetch_archive()
+        attempt = await self.tools.store.last_attempt(claim.job.job_id) + 1
+        record = ContainerRecord(uuid4(), claim.job.job_id, attempt, None)
+        await self.tools.store.register_container(claim, record)
+        self._record = record
+        lifetime = (claim.job.deadline_seconds_left or 0.0) + EXPIRY_GRACE_SECONDS
+        spec = ContainerSpec(
+            container_id=record.container_id,
+            installation_id=self.tools.installation_id,
+            job_id=record.job_id,
+            attempt=attempt,
+            expires_at=datetime.now(UTC) + timedelta(seconds=lifetime),
+            session_key=self.tools.session_key(record.container_id),
+            limits=self.tools.limits,
+            image=claim.job.message.image,
+        )
+        handle = await self.tools.containers.create(spec)
+        record = ContainerRecord(record.container_id, record.job_id, attempt, handle)
+        self._record = record
+        await self.tools.store.set_container_handle(claim, record.container_id, handle)
+        return await self._await_policy(record)
+
+    async def _await_policy(self, record: ContainerRecord) -> PolicyConnector:
+        assert record.handle is not None
+        key = self.tools.session_key(record.container_id)
+        until = time.monotonic() + self.tools.start_up_timeout_seconds
+        endpoint = await self.tools.containers.wait_ready(record.handle, self.tools.start_up_timeout_seconds)
+        if self._archive is None:
+            self._archive = await self.fetch_archive()
+        try:
+            await self.tools.host_client(endpoint, key).push_archive(
+                self._archive.path, self._archive.sha256, max(0.1, until - time.monotonic())
+            )
+        except SubmissionError as error:
+            raise SubmissionError(error.reason, error.log_tail or await self.logs()) from error
+        except InfrastructureError as error:
+            # The host is part of the container: what ended it decides whose fault this was.
+            evidence = await self.evidence()
+            if evidence.verdict is Verdict.SUBMISSION:
+                reason = f"the submission ended before it answered: {evidence.reason}"
+                raise SubmissionError(reason, await self.logs()) from error
+            raise
+        return self.tools.connector(endpoint, key)
+
+
+@dataclass
+class ExternalPolicy:
+    """`PolicySource` for a policy server that runs already: nothing to start, nothing known of its end."""
+
+    connector: PolicyConnector
+    connect_timeout_seconds: float
+
+    async def start(self, claim: Claim) -> PolicyConnector:
+        """The connector, after one connection was made with it.
+
+        Raises:
+            SubmissionError: nobody answers there as a policy server does.
+        """
+        try:
+            connection = await asyncio.to_thread(self.connector.connect, self.connect_timeout_seconds)
+        except OrchestratorError as error:
+            raise SubmissionError(f"the policy server does not answer: {error}") from error
+        await asyncio.to_thread(connection.close)
+        return self.connector
+
+    async def replace(self, claim: Claim) -> PolicyConnector:
+        return await self.start(claim)
+
+    async def evidence(self) -> Evidence:
+        return Evidence(True, "a policy server that somebody else runs")
+
+    async def logs(self) -> str:
+        return ""
+
+    async def remove(self, claim: Claim) -> None:
+        return None

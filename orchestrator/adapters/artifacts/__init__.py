@@ -1,0 +1,1 @@
+"""Fetching submission archives from where their URLs point."""

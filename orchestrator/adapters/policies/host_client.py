@@ -1,0 +1,159 @@
+"""Hands a submission's archive to the submission host of its container, and waits until it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+from orchestrator.domain.errors import InfrastructureError, SubmissionError
+from orchestrator.ports import Endpoint, HostClient
+from orchestrator.submission.handshake import (
+    HandshakeFailed,
+    HostState,
+    prove_as_client,
+    receive_message,
+    send_message,
+)
+from orchestrator.submission.transport import ByteStream, ConnectionLost
+from orchestrator.submission.wire import WireError
+
+FIRST_PAUSE_SECONDS = 0.02
+LONGEST_PAUSE_SECONDS = 0.5
+REQUEST_SECONDS = 10.0
+CHUNK_BYTES = 256 * 1024
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class SubmissionHostClient(HostClient):
+    """The host at `endpoint`.
+
+    It is given up for lost when every connection failed for `grace_seconds`; a single one may fail while the
+    host turns into the policy server.
+    """
+
+    endpoint: Endpoint
+    session_key: bytes = field(repr=False)
+    grace_seconds: float = 5.0
+
+    async def push_archive(self, archive: Path, sha256: str, timeout_seconds: float) -> None:
+        """Returns when the policy answers; pushing again to a host that has the archive only waits.
+
+        Raises:
+            SubmissionError: the archive was refused, or the policy did not load (with its traceback), also
+                not in time.
+            InfrastructureError: the host was lost, did not prove the session key, or was late before it held
+                the archive.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        pause = FIRST_PAUSE_SECONDS
+        answered_at = time.monotonic()
+        held = False
+        while True:
+            try:
+                step = partial(self._advance, archive, sha256, held, deadline)
+                state = await _in_thread(step)
+                answered_at = time.monotonic()
+            except (ConnectionLost, TimeoutError) as error:
+                if time.monotonic() >= min(deadline, answered_at + self.grace_seconds):
+                    raise self._given_up(held and time.monotonic() >= deadline, error) from error
+                state = HostState.LOADING if held else HostState.WAITING
+            except (WireError, HandshakeFailed) as error:
+                raise InfrastructureError(f"the submission host misbehaved: {error}") from error
+            if state is HostState.SERVING:
+                return
+            held = held or state is HostState.LOADING
+            if time.monotonic() >= deadline:
+                raise self._given_up(held, TimeoutError("the deadline passed"))
+            await asyncio.sleep(min(pause, max(deadline - time.monotonic(), 0)))
+            pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
+
+    def _given_up(self, held: bool, error: Exception) -> Exception:
+        if held:
+            return SubmissionError("the policy did not load in time")
+        return InfrastructureError(f"the submission host was lost: {error}")
+
+    def _advance(self, archive: Path, sha256: str, held: bool, deadline: float, call: _Call) -> HostState:
+        """One connection: push unless the host holds the archive, else ask how it stands."""
+        soon = min(deadline, time.monotonic() + REQUEST_SECONDS)
+        stream = call.connect(self.endpoint, soon)
+        prove_as_client(stream, self.session_key, soon)
+        if held:
+            return _read_state(_ask(stream, {"op": "status"}, soon))
+        size = archive.stat().st_size
+        state = _read_state(_ask(stream, {"op": "push", "size": size, "sha256": sha256.lower()}, soon))
+        if state is not HostState.WAITING:
+            return state
+        with archive.open("rb") as source:
+            while chunk := source.read(CHUNK_BYTES):
+                stream.send_all(chunk, deadline)
+        return _read_state(receive_message(stream, deadline))
+
+
+def _ask(stream: ByteStream, request: dict[str, Any], deadline: float) -> dict[str, Any]:
+    send_message(stream, request, deadline)
+    return receive_message(stream, deadline)
+
+
+def _read_state(answer: dict[str, Any]) -> HostState:
+    try:
+        state = HostState(str(answer.get("state")))
+    except ValueError:
+        raise WireError(f"an unknown state {str(answer.get('state'))[:32]!r}") from None
+    if state is HostState.FAILED:
+        raise SubmissionError(str(answer.get("error") or "the submission did not load"))
+    if answer.get("ok") is not True:
+        raise InfrastructureError(f"the submission host refused: {answer.get('error')}")
+    return state
+
+
+class _Call:
+    """Lets the event loop end a blocking call: its connection is cut."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._stream: ByteStream | None = None
+        self._cancelled = False
+
+    def connect(self, endpoint: Endpoint, deadline: float) -> ByteStream:
+        stream = ByteStream.connect(endpoint.host, endpoint.port, deadline)
+        with self._lock:
+            self._stream = stream
+            if self._cancelled:
+                stream.abort()
+        return stream
+
+    def cancel(self) -> None:
+        with self._lock:
+            self._cancelled = True
+            if self._stream is not None:
+                self._stream.abort()
+
+    def close(self) -> None:
+        with self._lock:
+            if self._stream is not None:
+                self._stream.close()
+                self._stream = None
+
+
+async def _in_thread(step: Callable[[_Call], T]) -> T:
+    call = _Call()
+
+    def run() -> T:
+        try:
+            return step(call)
+        finally:
+            call.close()
+
+    try:
+        return await asyncio.to_thread(run)
+    except asyncio.CancelledError:
+        call.cancel()
+        raise

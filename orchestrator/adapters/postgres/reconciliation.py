@@ -1,0 +1,112 @@
+"""What the reconciler asks of the tables: jobs without a supervisor, jobs without a queue row, old rows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import timedelta
+from uuid import UUID
+
+import asyncpg
+from pgqueuer.domain.settings import db_settings
+
+from orchestrator.domain.messages import QUEUE_ADD_JOB, QUEUE_EPISODE, QUEUE_STATUS, QUEUE_STEP
+
+# A job row and its queue row may be committed a moment apart by a validator that does both.
+SETTLING = timedelta(seconds=5)
+PRUNED_AT_ONCE = 10_000
+LOG_AGE = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Overdue:
+    """An unfinished job without a live lease that has to end."""
+
+    job_id: int
+    cancelled: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class ReconciliationQueries:
+    """Read-only but for `prune` and `expire_clients`."""
+
+    pool: asyncpg.Pool[asyncpg.Record] = field(repr=False)
+
+    async def unsupervised(self) -> list[int]:
+        """STARTING and RUNNING jobs whose lease has lapsed, by priority."""
+        rows = await self.pool.fetch(
+            """SELECT job_id FROM jobs WHERE status IN ('STARTING', 'RUNNING')
+                 AND coalesce(lease_expires_at, '-infinity') <= clock_timestamp()
+               ORDER BY priority DESC, job_id"""
+        )
+        return [row["job_id"] for row in rows]
+
+    async def queued_without_row(self, limit: int) -> list[int]:
+        """QUEUED jobs that no add_job row will bring to a consumer, by priority."""
+        rows = await self.pool.fetch(
+            f"""SELECT j.job_id FROM jobs j
+                WHERE j.status = 'QUEUED' AND j.created_at < clock_timestamp() - $2::interval
+                  AND NOT EXISTS (SELECT FROM {db_settings().qualified.queue_table} q
+                      WHERE q.entrypoint = $3 AND q.status IN ('queued', 'picked')
+                        AND orchestrator_payload_job_id(q.payload) = j.job_id)
+                ORDER BY j.priority DESC, j.job_id LIMIT $1""",  # noqa: S608 - a name of pgqueuer's settings
+            limit,
+            SETTLING,
+            QUEUE_ADD_JOB,
+        )
+        return [row["job_id"] for row in rows]
+
+    async def overdue(self) -> list[Overdue]:
+        """Jobs without a live lease that were cancelled, or whose deadline has passed."""
+        rows = await self.pool.fetch(
+            """SELECT job_id, cancel_requested_at IS NOT NULL AS cancelled,
+                   coalesce(cancel_reason, 'the job''s time is over') AS reason
+               FROM jobs
+               WHERE status IN ('QUEUED', 'STARTING', 'RUNNING')
+                 AND coalesce(lease_expires_at, '-infinity') <= clock_timestamp()
+                 AND (cancel_requested_at IS NOT NULL OR
+                      (deadline_at <= clock_timestamp() AND status <> 'QUEUED'))
+               ORDER BY job_id"""
+        )
+        return [Overdue(row["job_id"], row["cancelled"], row["reason"]) for row in rows]
+
+    async def expired_clients(self) -> list[int]:
+        """Unfinished jobs whose client has been silent for longer than its lease."""
+        rows = await self.pool.fetch(
+            """SELECT job_id FROM jobs WHERE status IN ('QUEUED', 'STARTING', 'RUNNING')
+                 AND client_lease_expires_at <= clock_timestamp() AND cancel_requested_at IS NULL"""
+        )
+        return [row["job_id"] for row in rows]
+
+    async def containers_being_removed(self) -> list[UUID]:
+        """Containers whose removal began but was not seen to end."""
+        rows = await self.pool.fetch("SELECT container_id FROM containers WHERE removing")
+        return [row["container_id"] for row in rows]
+
+    async def prune(self, *, age_seconds: float, rows_per_queue: int) -> int:
+        """Drop telemetry that nobody consumes, above age or count, and pgqueuer's old log; how many rows."""
+        names = db_settings().qualified
+        pruned = 0
+        for queue in (QUEUE_EPISODE, QUEUE_STEP, QUEUE_STATUS):
+            tag = await self.pool.execute(
+                f"""DELETE FROM {names.queue_table} WHERE id IN (
+                        SELECT id FROM {names.queue_table}
+                        WHERE entrypoint = $1 AND status = 'queued' AND (
+                            created < clock_timestamp() - $2::interval OR id < (
+                                SELECT id FROM {names.queue_table} WHERE entrypoint = $1 AND status = 'queued'
+                                ORDER BY id DESC OFFSET $3 LIMIT 1))
+                        LIMIT $4 FOR UPDATE SKIP LOCKED)""",  # noqa: S608 - names of pgqueuer's settings
+                queue,
+                timedelta(seconds=age_seconds),
+                rows_per_queue - 1,
+                PRUNED_AT_ONCE,
+            )
+            pruned += int(tag.split()[-1])
+        tag = await self.pool.execute(
+            f"""DELETE FROM {names.queue_table_log} WHERE id IN (
+                    SELECT id FROM {names.queue_table_log} WHERE created < clock_timestamp() - $1::interval
+                    LIMIT $2)""",  # noqa: S608 - a name of pgqueuer's settings
+            LOG_AGE,
+            PRUNED_AT_ONCE,
+        )
+        return pruned + int(tag.split()[-1])

@@ -1,0 +1,162 @@
+"""Brings up what a command needs (database, Ray, control plane), and takes down what it brought up."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import asyncpg
+
+from orchestrator.adapters.postgres.embedded import embedded_postgres
+from orchestrator.adapters.postgres.installation import Installation, has_client, take_generation
+from orchestrator.adapters.postgres.migrate import check_schema, migrate
+from orchestrator.adapters.postgres.pool import Database, open_pool
+from orchestrator.domain.errors import InfrastructureError
+from orchestrator.logging import get_logger
+from orchestrator.settings import Settings
+
+log = get_logger()
+T = TypeVar("T")
+
+RAY_START_SECONDS = 180.0
+RAY_STOP_SECONDS = 60.0
+
+
+@asynccontextmanager
+async def open_database(settings: Settings) -> AsyncIterator[Database]:
+    """The database of the settings, or the embedded one, for the block.
+
+    The embedded one is migrated; another one has to be migrated by its operator.
+
+    Raises:
+        SchemaMismatch: the given database needs `orchestrator db migrate`, or a newer orchestrator.
+        InfrastructureError: it cannot be reached or started.
+    """
+    if settings.database_url is not None:
+        database = Database(settings.database_url.get_secret_value())
+        async with open_pool(database, application_name="orchestrator check", max_size=1) as pool:
+            await check_schema(pool)
+        yield database
+        return
+    async with embedded_postgres(settings.data_dir) as database:
+        await migrate(database.dsn)
+        yield database
+
+
+@asynccontextmanager
+async def joined_or_local_ray(cpus: int) -> AsyncIterator[bool]:
+    """The cluster of `RAY_ADDRESS`, or a local one of `cpus` CPUs, for the block; yields whether it is ours.
+
+    Raises:
+        InfrastructureError: it could not be reached or started in time.
+    """
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        async with _ray(lambda ray: ray.init(address=address, log_to_driver=False, logging_level="WARNING")):
+            yield False
+        return
+    # A path of its own, to be removed with all that Ray leaves; short, for the sockets in it.
+    directory = tempfile.mkdtemp(prefix="orc-ray-", dir="/tmp")
+    try:
+        async with _ray(
+            lambda ray: ray.init(
+                address="local",
+                num_cpus=cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level="WARNING",
+                _node_ip_address="127.0.0.1",
+                _temp_dir=directory,
+            )
+        ):
+            yield True
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+@asynccontextmanager
+async def _ray(init: Callable[[Any], Any]) -> AsyncIterator[None]:
+    starting = asyncio.create_task(asyncio.to_thread(_init_twice, init))
+    try:
+        await asyncio.wait_for(asyncio.shield(starting), RAY_START_SECONDS)
+    except TimeoutError as error:
+        raise InfrastructureError(f"Ray was not up within {RAY_START_SECONDS:g} s") from error
+    except asyncio.CancelledError:
+        # `ray.init` cannot be interrupted; what it starts has to be stopped all the same.
+        with contextlib.suppress(Exception):
+            await asyncio.wait_for(starting, RAY_START_SECONDS)
+        await _shut_down()
+        raise
+    except InfrastructureError:
+        await _shut_down()
+        raise
+    try:
+        yield
+    finally:
+        await asyncio.shield(_shut_down())
+
+
+def _init_twice(init: Callable[[Any], Any]) -> None:
+    """`ray.init`, once more if it fails: on a busy machine its own fixed deadlines are too short."""
+    import ray
+
+    for attempt in (1, 2):
+        try:
+            init(ray)
+            return
+        except (RuntimeError, ConnectionError, TimeoutError, OSError, ValueError) as error:
+            ray.shutdown()
+            if attempt == 2:
+                raise InfrastructureError(f"Ray does not start or cannot be reached: {error}") from error
+            log.warning(
+                "ray_not_up", why=str(error).splitlines()[0] if str(error) else repr(error), next="again"
+            )
+
+
+async def _shut_down() -> None:
+    import ray
+
+    try:
+        await asyncio.wait_for(asyncio.to_thread(ray.shutdown), RAY_STOP_SECONDS)
+    except TimeoutError:
+        log.warning("ray_still_stopping", seconds=RAY_STOP_SECONDS)
+
+
+@dataclass(frozen=True)
+class ControlPlane:
+    """A control plane that works on `database`; `ours` if this process brought it up."""
+
+    database: Database
+    installation: Installation
+    ours: bool
+
+
+@asynccontextmanager
+async def control_plane(settings: Settings, database: Database, *, cpus: int) -> AsyncIterator[ControlPlane]:
+    """Consumer and sink of this code on Ray for the block; stopped afterwards where we started them."""
+    from orchestrator.actors.control_plane import start_control_plane, stop_control_plane
+    from orchestrator.app import ControlPlaneRecipe, fingerprint
+
+    async with joined_or_local_ray(cpus) as ray_is_ours:
+        async with open_pool(database, application_name="orchestrator start", max_size=1) as pool:
+            installation = await take_generation(pool, fingerprint(settings))
+        recipe = ControlPlaneRecipe(settings, database, installation, actor_log_level=settings.log_level)
+        try:
+            await start_control_plane(recipe)
+            yield ControlPlane(database, installation, ours=ray_is_ours)
+        finally:
+            await asyncio.shield(stop_control_plane(recipe))
+
+
+async def is_live(pool: asyncpg.Pool[asyncpg.Record]) -> bool:
+    """Whether a consumer works on this database now."""
+    from orchestrator.app import CONSUMER_APPLICATION
+
+    return await has_client(pool, CONSUMER_APPLICATION)

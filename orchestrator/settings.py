@@ -1,0 +1,240 @@
+"""What an operator may set, from `ORCHESTRATOR_*` variables and the command line; read once, by `app.py`.
+
+Everything else takes plain arguments. Actors receive the object itself: it pickles, secrets included.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from orchestrator.domain.errors import UsageError
+
+ENV_PREFIX = "ORCHESTRATOR_"
+# Of the submission host and of containers: ours too, but no settings of the control plane.
+OTHER_VARIABLES = frozenset({"ORCHESTRATOR_SESSION_KEY", "ORCHESTRATOR_CONTAINER"})
+
+Seconds = Annotated[float, Field(gt=0, le=10_000_000, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
+Bytes = Annotated[int, Field(ge=1, le=2**50)]
+
+
+def _postgres_url(value: SecretStr) -> SecretStr:
+    if not value.get_secret_value().startswith(("postgresql://", "postgres://")):
+        raise ValueError("expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
+    return value
+
+
+class Settings(BaseSettings):
+    """One installation's settings. Variable names are `ORCHESTRATOR_` and the field's name in capitals."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENV_PREFIX,
+        env_ignore_empty=True,
+        extra="forbid",
+        frozen=True,
+        hide_input_in_errors=True,
+        use_attribute_docstrings=True,
+    )
+
+    # ------------------------------------------------------------------------------ the installation
+
+    database_url: Annotated[SecretStr, AfterValidator(_postgres_url)] | None = None
+    """PostgreSQL of the installation, as a URL; without one an embedded server is started."""
+
+    data_dir: Path | None = None
+    """Directory of the embedded PostgreSQL and of scratch files; by default the user's data directory."""
+
+    validator_hotkey: Annotated[str, Field(min_length=1, max_length=256)] = "local"
+    """Identity of this installation in every result and status message."""
+
+    containers: Literal["process"] = "process"
+    """Where submissions run: `process` is a child process on this machine, for trusted code."""
+
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Lowest level that is logged."""
+
+    log_format: Literal["auto", "json", "console"] = "auto"
+    """`json` lines or readable `console` text; `auto` is `console` on a terminal."""
+
+    # ------------------------------------------------------------------------------- jobs and leases
+
+    max_concurrent_jobs: Count = 2
+    """Jobs that may be STARTING or RUNNING at once."""
+
+    workers_per_job: Annotated[int, Field(ge=1, le=1024)] = 1
+    """Rollout workers of a job that does not say how many it wants."""
+
+    cpus_per_worker: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False)] = 1.0
+    """Ray CPUs that each rollout worker reserves, unless the job says."""
+
+    lease_seconds: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = 30.0
+    """How long a claim holds without renewal; it is renewed every third."""
+
+    reconcile_interval_seconds: Seconds = 15.0
+    """Time between two rounds of the reconciler."""
+
+    client_lease_seconds: Seconds = 60.0
+    """An ad-hoc job is cancelled once its client has been silent for so long."""
+
+    max_claims_without_progress: Count = 5
+    """A job is FAILED when so many claims in a row brought no new outcome."""
+
+    # ------------------------------------------------------------------------------------- deadlines
+
+    job_timeout_seconds: Seconds = 3600.0
+    """Deadline of a job that names none, counted from its first claim."""
+
+    start_up_timeout_seconds: Seconds = 120.0
+    """Time for a container to take its archive and for its policy to answer."""
+
+    placement_timeout_seconds: Seconds = 300.0
+    """Time that a job may wait for the cluster's resources."""
+
+    connect_timeout_seconds: Seconds = 10.0
+    """Time to open one connection to a policy, handshake included."""
+
+    reset_timeout_seconds: Seconds = 30.0
+    """Time for a policy's reset."""
+
+    step_timeout_seconds: Seconds = 30.0
+    """Time for a policy's reply to one observation, unless the job says."""
+
+    episode_timeout_seconds: Seconds = 3600.0
+    """Time for one episode, unless the job says."""
+
+    # ------------------------------------------------------------------------------------ submissions
+
+    max_containers_per_job: Count = 10
+    """Containers that a job may use up through faults of its submission."""
+
+    archive_max_bytes: Bytes = 2 * 2**30
+    """Largest submission archive that is fetched."""
+
+    archive_fetch_timeout_seconds: Seconds = 300.0
+    """Time to fetch a submission archive."""
+
+    archive_allowed_schemes: Annotated[tuple[str, ...], NoDecode] = ("https", "s3")
+    """URL schemes that archives may have, comma-separated; local jobs may use `file` besides."""
+
+    container_memory_bytes: Annotated[int, Field(ge=16 * 2**20)] | None = None
+    """Memory that a submission may use, unless the job asks for less."""
+
+    container_disk_bytes: Bytes | None = None
+    """Disk that a submission may use, its unpacked archive included."""
+
+    container_log_bytes: Bytes = 4 * 2**20
+    """How much of a submission's output is kept."""
+
+    # -------------------------------------------------------------------------------------- telemetry
+
+    telemetry_steps: bool = True
+    """Whether `episode_step_data` is queued for the validator."""
+
+    telemetry_episodes: bool = True
+    """Whether `episode_data` is queued for the validator."""
+
+    step_log_interval: Count = 1
+    """Every how many steps one is logged, unless the job says."""
+
+    telemetry_messages_per_row: Annotated[int, Field(ge=1, le=100_000)] = 1000
+    """Most messages in one queue row; 1 sends each message bare."""
+
+    telemetry_row_bytes: Annotated[int, Field(ge=1024, le=2**28)] = 2**20
+    """Largest queue row that gathers messages; a single message may be longer."""
+
+    episode_buffer_bytes: Annotated[int, Field(ge=1024, le=2**32)] = 8 * 2**20
+    """Steps of one episode that a worker holds in memory before it stages them in the database."""
+
+    sink_queue_bytes: Annotated[int, Field(ge=2**16, le=2**36)] = 64 * 2**20
+    """Finished episodes that the result sink holds before workers have to wait."""
+
+    sink_batch_episodes: Annotated[int, Field(ge=1, le=100_000)] = 256
+    """Most episodes that the result sink commits in one transaction."""
+
+    retention_seconds: Seconds = 7 * 86_400.0
+    """Age at which outgoing telemetry that nobody consumed is dropped; results never are."""
+
+    retention_rows: Count = 1_000_000
+    """Rows that each outgoing telemetry queue keeps at most."""
+
+    @field_validator("archive_allowed_schemes", mode="before")
+    @classmethod
+    def _split_schemes(cls, value: object) -> object:
+        if isinstance(value, str):
+            return tuple(part.strip().lower() for part in value.split(",") if part.strip())
+        return value
+
+    @field_validator("data_dir")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        # Actors run in other working directories than the command that was given the path.
+        return None if value is None else value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _buffer_fits_the_sink(self) -> Self:
+        if self.episode_buffer_bytes > self.sink_queue_bytes:
+            raise ValueError("episode_buffer_bytes may not be above sink_queue_bytes: no episode could pass")
+        return self
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """The settings of the environment; `overrides` that are not None win over it.
+
+    Raises:
+        UsageError: a value is not allowed, or an `ORCHESTRATOR_` variable or override does not exist. The
+            text names the variable, its value (unless secret) and what is allowed.
+    """
+    given = {name: value for name, value in overrides.items() if value is not None}
+    _refuse_unknown_variables()
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        raise UsageError("\n".join(_complaints(error, given))) from None
+
+
+def _refuse_unknown_variables() -> None:
+    """pydantic-settings reads known variables only, so a misspelt one would be silently without effect."""
+    known = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields}
+    for name in sorted(os.environ):
+        upper = name.upper()
+        if upper.startswith(ENV_PREFIX) and upper not in known | OTHER_VARIABLES:
+            raise UsageError(f"{name} is not a setting{_nearest(upper, known)}")
+
+
+def _complaints(error: ValidationError, given: dict[str, Any]) -> list[str]:
+    lines = []
+    for item in error.errors(include_url=False, include_input=False):
+        field = str(item["loc"][0]) if item["loc"] else ""
+        reason = item["msg"].removeprefix("Value error, ")
+        if field and field not in Settings.model_fields:
+            lines.append(f"{field} is not a setting{_nearest(field, set(Settings.model_fields))}")
+        elif field:
+            line = f"{_place(field, given)}: {reason}"
+            lines += [line] if line not in lines else []
+        else:
+            lines.append(reason)
+    return lines
+
+
+def _place(field: str, given: dict[str, Any]) -> str:
+    """Where the wrong value came from, with the value unless it is secret."""
+    if field in given:
+        name, value = field, given[field]
+    else:
+        name = f"{ENV_PREFIX}{field.upper()}"
+        value = next((text for key, text in os.environ.items() if key.upper() == name), "")
+    if field == "database_url":
+        return name
+    shown = repr(value)
+    return f"{name}={shown if len(shown) <= 80 else shown[:77] + '...'}"
+
+
+def _nearest(name: str, known: set[str]) -> str:
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {close[0]}?" if close else ""

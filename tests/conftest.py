@@ -1,0 +1,125 @@
+"""Fixtures that start something: one Postgres for the session, a fresh migrated database for each test."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from urllib.parse import urlsplit
+
+import pytest
+
+from orchestrator.adapters.postgres.embedded import embedded_postgres
+from orchestrator.adapters.postgres.migrate import migrate
+from orchestrator.adapters.postgres.pool import Database, open_connection, open_pool
+
+if TYPE_CHECKING:
+    import asyncpg
+
+    Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
+
+T = TypeVar("T")
+
+TEMPLATE_DATABASE = "template_orchestrator"
+
+
+def run_in_own_loop(operation: Callable[[], Awaitable[T]]) -> T:
+    """Run it in a loop that leaves the one of the tests alone, and ends with it."""
+
+    async def call() -> T:
+        return await operation()
+
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        return runner.run(call())
+
+
+async def execute(database: Database, *statements: str) -> None:
+    async with open_connection(database.dsn) as connection:
+        for statement in statements:
+            await connection.execute(statement)
+
+
+def on_same_server(database: Database, name: str) -> Database:
+    return replace(database, dsn=urlsplit(database.dsn)._replace(path=f"/{name}").geturl())
+
+
+def memory_directory() -> Path | None:
+    """A file system in memory where there is a roomy one: a database is then made in no time."""
+    shared_memory = Path("/dev/shm")
+    if os.access(shared_memory, os.W_OK) and shutil.disk_usage(shared_memory).free > 2 * 2**30:
+        return shared_memory
+    return None
+
+
+@pytest.fixture(scope="session")
+def server_directory() -> Iterator[Path]:
+    """A data directory that the account of the server can reach; gone after the session."""
+    parent = Path(tempfile.mkdtemp(prefix="orchestrator-tests-", dir=memory_directory()))
+    parent.chmod(0o755)
+    try:
+        yield parent / "postgres"
+    finally:
+        shutil.rmtree(parent)
+
+
+@pytest.fixture(scope="session")
+def postgres_server(server_directory: Path) -> Iterator[Database]:
+    """One embedded server for the whole session, on its database `orchestrator`, which is empty."""
+    # A runner of its own keeps the context open between set-up and tear-down, and leaks no loop into tests.
+    with asyncio.Runner(loop_factory=asyncio.new_event_loop) as runner:
+        server = embedded_postgres(server_directory)
+        database = runner.run(server.__aenter__())
+        try:
+            yield database
+        finally:
+            runner.run(server.__aexit__(None, None, None))
+
+
+@pytest.fixture(scope="session")
+def migrated_template(postgres_server: Database) -> Database:
+    """A migrated database to copy from; nobody may stay connected to it."""
+    template = on_same_server(postgres_server, TEMPLATE_DATABASE)
+    run_in_own_loop(lambda: execute(postgres_server, f"CREATE DATABASE {TEMPLATE_DATABASE}"))
+    run_in_own_loop(lambda: migrate(template.dsn))
+    return template
+
+
+@contextlib.contextmanager
+def temporary_database(server: Database, options: str = "") -> Iterator[Database]:
+    """A database of its own name for the block, dropped whoever is still connected."""
+    name = f"test_{uuid.uuid4().hex}"
+    run_in_own_loop(lambda: execute(server, f"CREATE DATABASE {name} {options}"))
+    try:
+        yield on_same_server(server, name)
+    finally:
+        run_in_own_loop(lambda: execute(server, f"DROP DATABASE {name} WITH (FORCE)"))
+
+
+@pytest.fixture
+def empty_database(postgres_server: Database) -> Iterator[Database]:
+    """A fresh database without any table."""
+    with temporary_database(postgres_server) as empty:
+        yield empty
+
+
+@pytest.fixture
+def database(postgres_server: Database, migrated_template: Database) -> Iterator[Database]:
+    """A fresh, migrated database for one test."""
+    with temporary_database(postgres_server, f"TEMPLATE {TEMPLATE_DATABASE}") as fresh:
+        # An installation of its own: names of Ray actors and containers of different tests must not meet.
+        renew = ("DELETE FROM installation", "INSERT INTO installation DEFAULT VALUES")
+        run_in_own_loop(lambda: execute(fresh, *renew))
+        yield fresh
+
+
+@pytest.fixture
+async def pool(database: Database) -> AsyncIterator[Pool]:
+    async with open_pool(database, application_name="tests", max_size=10) as pool:
+        yield pool

@@ -1,0 +1,109 @@
+"""Servers that a test scripts byte by byte, each in a thread of its own."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import socket
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from orchestrator.submission.wire import packb
+
+Script = Callable[["Peer"], None]
+
+
+def frame(payload: bytes, opcode: int = 2, *, fin: bool = True) -> bytes:
+    """A server's WebSocket frame."""
+    head = bytes([(0x80 if fin else 0) | opcode])
+    if len(payload) < 126:
+        return head + bytes([len(payload)]) + payload
+    if len(payload) < 65536:
+        return head + struct.pack("!BH", 126, len(payload)) + payload
+    return head + struct.pack("!BQ", 127, len(payload)) + payload
+
+
+class Peer:
+    """The server's end of the one connection."""
+
+    def __init__(self, sock: socket.socket, finished: threading.Event) -> None:
+        self.socket = sock
+        self.finished = finished  # set when the test is over
+
+    def send(self, data: bytes) -> None:
+        self.socket.sendall(data)
+
+    def read_http_head(self) -> bytes:
+        data = b""
+        while b"\r\n\r\n" not in data:
+            data += self._some()
+        return data
+
+    def upgrade(self, metadata: object = None, behind: bytes = b"") -> None:
+        """The opening handshake and the metadata, in one write with `behind`."""
+        head = self.read_http_head()
+        key = next(
+            line.split(b":")[1].strip() for line in head.split(b"\r\n") if b"Sec-WebSocket-Key:" in line
+        )
+        magic = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+        accept = base64.b64encode(hashlib.sha1(key + magic).digest())
+        self.send(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n" + frame(packb(metadata or {})) + behind
+        )
+
+    def read_frame(self) -> tuple[int, bytes]:
+        """Opcode and payload of the client's next frame."""
+        head = self._exactly(2)
+        length = head[1] & 0x7F
+        if length == 126:
+            (length,) = struct.unpack("!H", self._exactly(2))
+        elif length == 127:
+            (length,) = struct.unpack("!Q", self._exactly(8))
+        mask = self._exactly(4)
+        payload = self._exactly(length)
+        return head[0] & 0x0F, bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
+
+    def _exactly(self, count: int) -> bytes:
+        data = b""
+        while len(data) < count:
+            data += self._some(count - len(data))
+        return data
+
+    def _some(self, count: int = 65536) -> bytes:
+        data = self.socket.recv(count)
+        if not data:
+            raise ConnectionError
+        return data
+
+
+@contextmanager
+def scripted_server(script: Script) -> Iterator[int]:
+    """The port of a server that plays `script` with its one client."""
+    finished = threading.Event()
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            sock, _ = listener.accept()
+            sock.settimeout(10)
+            with sock:
+                script(Peer(sock, finished))
+        except OSError:
+            return  # the client hung up, as it should
+        except BaseException as error:
+            failures.append(error)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.settimeout(10)
+        thread = threading.Thread(target=run)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            finished.set()
+            thread.join(20)
+    assert not thread.is_alive()
+    assert not failures, failures

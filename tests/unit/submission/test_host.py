@@ -1,0 +1,263 @@
+"""The submission host as a process, from the push to the served policy."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from policy_processes import ECHO_AGENT, RunningServer, running, running_host, write_archive
+
+from orchestrator.adapters.policies.host_client import SubmissionHostClient
+from orchestrator.adapters.policies.websocket import WebSocketConnector
+from orchestrator.domain.errors import AuthenticationFailed, PolicyLost, SubmissionError
+from orchestrator.ports import Endpoint
+from orchestrator.submission.handshake import (
+    HandshakeFailed,
+    prove_as_client,
+    receive_message,
+    send_message,
+)
+from orchestrator.submission.startup import KEY_VARIABLE, UnusableKey, take_session_key
+from orchestrator.submission.transport import ByteStream, ConnectionLost
+
+KEY = bytes(range(32))
+
+
+@contextmanager
+def talking_to(port: int, key: bytes = KEY) -> Iterator[tuple[ByteStream, float]]:
+    deadline = time.monotonic() + 20
+    stream = ByteStream.connect("127.0.0.1", port, deadline)
+    try:
+        prove_as_client(stream, key, deadline)
+        yield stream, deadline
+    finally:
+        stream.close()
+
+
+def ask(port: int, **request: Any) -> dict[str, Any]:
+    with talking_to(port) as (stream, deadline):
+        send_message(stream, request, deadline)
+        return receive_message(stream, deadline)
+
+
+def client(server: RunningServer) -> SubmissionHostClient:
+    return SubmissionHostClient(Endpoint("127.0.0.1", server.port), KEY)
+
+
+def connector(server: RunningServer, key: bytes | None = KEY) -> WebSocketConnector:
+    return WebSocketConnector("127.0.0.1", server.port, key)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[RunningServer]:
+    with running_host(tmp_path / "work", KEY, "--port-file", str(tmp_path / "port")) as server:
+        yield server
+
+
+async def test_a_pushed_archive_is_served_by_the_same_process(host: RunningServer, tmp_path: Path) -> None:
+    sha256 = write_archive(tmp_path / "a.tar.gz", {"mine/agent.py": ECHO_AGENT})
+    assert (tmp_path / "port").read_text() == f"{host.port}\n"
+    assert ask(host.port, op="status") == {"ok": True, "state": "waiting", "error": None}
+
+    await client(host).push_archive(tmp_path / "a.tar.gz", sha256, 60)
+
+    connection = connector(host).connect(10)
+    assert connection.act({"observation": 5}, 10) == 5
+    connection.close()
+    assert ask(host.port, op="status")["state"] == "serving"
+    assert host.process.poll() is None
+    assert sorted(path.name for path in (tmp_path / "work").iterdir()) == ["submission"]
+
+
+async def test_pushing_the_same_archive_again_finds_it_serving(host: RunningServer, tmp_path: Path) -> None:
+    sha256 = write_archive(tmp_path / "a.tar.gz", {"agent.py": ECHO_AGENT})
+    other = write_archive(tmp_path / "b.tar.gz", {"agent.py": "class Agent: pass"})
+    await client(host).push_archive(tmp_path / "a.tar.gz", sha256, 60)
+
+    await client(host).push_archive(tmp_path / "a.tar.gz", sha256, 60)
+
+    assert ask(host.port, op="push", size=1, sha256=other)["ok"] is False
+
+
+async def test_the_agent_never_sees_the_key_or_where_it_came_from(tmp_path: Path) -> None:
+    agent = (
+        "import os, sys\nclass Agent:\n    def act(self, o):\n"
+        "        return [dict(os.environ), open('/proc/self/environ').read(), sys.orig_argv]\n"
+    )
+    sha256 = write_archive(tmp_path / "a.tar.gz", {"agent.py": agent})
+    command = ["-m", "orchestrator.submission.host", "--directory", str(tmp_path / "work")]
+    with running(command, environment={KEY_VARIABLE: KEY.hex()}) as server:
+        await client(server).push_archive(tmp_path / "a.tar.gz", sha256, 60)
+        connection = connector(server).connect(10)
+
+        seen = repr(connection.act({"observation": None}, 10))
+
+        connection.close()
+        assert KEY.hex() not in seen
+        assert KEY_VARIABLE not in seen
+
+
+async def test_without_the_key_nothing_is_served(host: RunningServer, tmp_path: Path) -> None:
+    with pytest.raises(HandshakeFailed), talking_to(host.port, bytes(32)):
+        pass
+    sha256 = write_archive(tmp_path / "a.tar.gz", {"agent.py": ECHO_AGENT})
+    await client(host).push_archive(tmp_path / "a.tar.gz", sha256, 60)
+
+    with pytest.raises(AuthenticationFailed):
+        connector(host, bytes(32)).connect(10)
+    with pytest.raises(PolicyLost):
+        connector(host, None).connect(10)
+
+
+def test_a_policy_is_refused_before_there_is_one(host: RunningServer) -> None:
+    with pytest.raises(PolicyLost, match="waiting"):
+        connector(host).connect(10)
+
+
+async def test_an_agent_that_does_not_import_is_reported_with_its_line(
+    host: RunningServer, tmp_path: Path
+) -> None:
+    sha256 = write_archive(tmp_path / "a.tar.gz", {"agent.py": "import nothing_of_this_name\n"})
+
+    with pytest.raises(SubmissionError) as caught:
+        await client(host).push_archive(tmp_path / "a.tar.gz", sha256, 60)
+
+    assert "agent.py\", line 1" in caught.value.reason
+    assert "No module named 'nothing_of_this_name'" in caught.value.reason
+    assert "loading.py" not in caught.value.reason
+    assert ask(host.port, op="policy")["state"] == "failed"
+    host.wait_for_line("No module named")
+
+
+async def test_an_agent_that_loads_for_ever_is_reported_with_where_it_stands(tmp_path: Path) -> None:
+    agent = "import threading\nclass Agent:\n    def __init__(self):\n        threading.Event().wait()\n"
+    sha256 = write_archive(tmp_path / "a.tar.gz", {"agent.py": agent + "    def act(self, o): ..."})
+    with running_host(tmp_path / "work", KEY, "--load-timeout", "0.2") as server:
+        with pytest.raises(SubmissionError) as caught:
+            await client(server).push_archive(tmp_path / "a.tar.gz", sha256, 60)
+
+    assert "did not load within 0.2 s" in caught.value.reason
+    assert "threading.Event().wait()" in caught.value.reason
+
+
+async def test_a_refused_archive_is_reported_with_the_reason(host: RunningServer, tmp_path: Path) -> None:
+    sha256 = write_archive(tmp_path / "a.tar.gz", {"agent.py": ECHO_AGENT, "../outside": ""})
+
+    with pytest.raises(SubmissionError, match="leaves its directory"):
+        await client(host).push_archive(tmp_path / "a.tar.gz", sha256, 60)
+
+    with pytest.raises(SubmissionError, match="leaves its directory"):
+        await client(host).push_archive(tmp_path / "a.tar.gz", sha256, 60)
+    assert not list((tmp_path / "work").iterdir())
+
+
+async def test_an_archive_above_the_limit_is_refused_before_it_is_sent(tmp_path: Path) -> None:
+    sha256 = write_archive(tmp_path / "a.tar.gz", {"agent.py": ECHO_AGENT})
+    with running_host(tmp_path / "work", KEY, "--max-archive-bytes", "10") as server:
+        with pytest.raises(SubmissionError, match="above the limit of 10"):
+            await client(server).push_archive(tmp_path / "a.tar.gz", sha256, 60)
+
+
+async def test_a_push_that_broke_off_or_was_damaged_can_be_made_again(
+    host: RunningServer, tmp_path: Path
+) -> None:
+    archive = tmp_path / "a.tar.gz"
+    sha256 = write_archive(archive, {"agent.py": ECHO_AGENT})
+    size = archive.stat().st_size
+    with talking_to(host.port) as (stream, deadline):
+        send_message(stream, {"op": "push", "size": size, "sha256": sha256}, deadline)
+        assert receive_message(stream, deadline)["state"] == "waiting"
+        stream.send_all(archive.read_bytes()[:-1], deadline)
+    with talking_to(host.port) as (stream, deadline):
+        send_message(stream, {"op": "push", "size": size, "sha256": sha256}, deadline)
+        receive_message(stream, deadline)
+        stream.send_all(bytes(size), deadline)
+        assert receive_message(stream, deadline) == {
+            "ok": False,
+            "state": "waiting",
+            "error": "the sha256 differs",
+        }
+
+    await client(host).push_archive(archive, sha256, 60)
+
+    assert ask(host.port, op="status")["state"] == "serving"
+
+
+async def test_a_new_push_takes_over_from_one_that_hangs(host: RunningServer, tmp_path: Path) -> None:
+    sha256 = write_archive(tmp_path / "a.tar.gz", {"agent.py": ECHO_AGENT})
+    with talking_to(host.port) as (hanging, deadline):
+        send_message(hanging, {"op": "push", "size": 1000, "sha256": sha256}, deadline)
+        receive_message(hanging, deadline)
+
+        await client(host).push_archive(tmp_path / "a.tar.gz", sha256, 60)
+
+        with pytest.raises(ConnectionLost):
+            hanging.receive_exactly(1, deadline)
+
+
+@pytest.mark.parametrize(
+    "request_", [{"op": "push"}, {"op": "push", "size": -1, "sha256": "0" * 64}, {"op": "dance"}, {}]
+)
+def test_a_senseless_request_is_refused_and_changes_nothing(
+    host: RunningServer, request_: dict[str, Any]
+) -> None:
+    assert ask(host.port, **request_)["ok"] is False
+    assert ask(host.port, op="status")["state"] == "waiting"
+
+
+def test_silent_connections_do_not_keep_others_out(host: RunningServer) -> None:
+    silent = [socket.create_connection(("127.0.0.1", host.port)) for _ in range(20)]
+    try:
+        assert ask(host.port, op="status")["ok"] is True
+    finally:
+        for sock in silent:
+            sock.close()
+
+
+def test_sigterm_ends_a_waiting_host_at_once(host: RunningServer) -> None:
+    host.process.send_signal(signal.SIGTERM)
+
+    assert host.process.wait(5) == -signal.SIGTERM
+
+
+async def test_sigterm_ends_a_failed_host_at_once(host: RunningServer, tmp_path: Path) -> None:
+    sha256 = write_archive(tmp_path / "a.tar.gz", {"agent.py": "1 / 0"})
+    with pytest.raises(SubmissionError):
+        await client(host).push_archive(tmp_path / "a.tar.gz", sha256, 60)
+
+    host.process.send_signal(signal.SIGTERM)
+
+    assert host.process.wait(5) == -signal.SIGTERM
+
+
+def test_a_key_is_taken_out_of_the_environment() -> None:
+    environment = {KEY_VARIABLE: KEY.hex(), "OTHER": "1"}
+
+    assert take_session_key(None, environment) == KEY
+    assert environment == {"OTHER": "1"}
+
+
+@pytest.mark.parametrize("written", [KEY, KEY.hex().encode(), KEY.hex().encode() + b"\n"])
+def test_a_key_is_read_from_a_descriptor_raw_or_in_digits(written: bytes) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, written)
+    os.close(writer)
+
+    assert take_session_key(reader, {}) == KEY
+    with pytest.raises(OSError):
+        os.fstat(reader)
+
+
+@pytest.mark.parametrize("text", ["", "xyz", "00", "00" * 33])
+def test_what_is_no_key_is_refused_without_showing_it(text: str) -> None:
+    with pytest.raises(UnusableKey) as caught:
+        take_session_key(None, {KEY_VARIABLE: text})
+
+    assert not text or text not in str(caught.value)
