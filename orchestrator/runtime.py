@@ -5,12 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
-import tempfile
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import asyncpg
 
@@ -20,10 +18,10 @@ from orchestrator.adapters.postgres.migrate import check_schema, migrate
 from orchestrator.adapters.postgres.pool import Database, open_pool
 from orchestrator.domain.errors import InfrastructureError
 from orchestrator.logging import get_logger
+from orchestrator.ray_session import make_session_directory, remove_session
 from orchestrator.settings import Settings
 
 log = get_logger()
-T = TypeVar("T")
 
 RAY_START_SECONDS = 180.0
 RAY_STOP_SECONDS = 60.0
@@ -62,8 +60,7 @@ async def joined_or_local_ray(cpus: int) -> AsyncIterator[bool]:
         async with _ray(lambda ray: ray.init(address=address, log_to_driver=False, logging_level="WARNING")):
             yield False
         return
-    # A path of its own, to be removed with all that Ray leaves; short, for the sockets in it.
-    directory = tempfile.mkdtemp(prefix="orc-ray-", dir="/tmp")
+    directory = make_session_directory()
     try:
         async with _ray(
             lambda ray: ray.init(
@@ -73,28 +70,26 @@ async def joined_or_local_ray(cpus: int) -> AsyncIterator[bool]:
                 log_to_driver=False,
                 logging_level="WARNING",
                 _node_ip_address="127.0.0.1",
-                _temp_dir=directory,
-            )
+                _temp_dir=str(directory),
+            ),
+            lambda: remove_session(directory),
         ):
             yield True
     finally:
-        shutil.rmtree(directory, ignore_errors=True)
+        await asyncio.to_thread(remove_session, directory)
 
 
 @asynccontextmanager
-async def _ray(init: Callable[[Any], Any]) -> AsyncIterator[None]:
-    starting = asyncio.create_task(asyncio.to_thread(_init_twice, init))
+async def _ray(init: Callable[[Any], Any], clear: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
+    starting = asyncio.create_task(asyncio.to_thread(_init_twice, init, clear))
     try:
         await asyncio.wait_for(asyncio.shield(starting), RAY_START_SECONDS)
     except TimeoutError as error:
         raise InfrastructureError(f"Ray was not up within {RAY_START_SECONDS:g} s") from error
     except asyncio.CancelledError:
         # `ray.init` cannot be interrupted; what it starts has to be stopped all the same.
-        with contextlib.suppress(Exception):
+        with contextlib.suppress(InfrastructureError, TimeoutError):
             await asyncio.wait_for(starting, RAY_START_SECONDS)
-        await _shut_down()
-        raise
-    except InfrastructureError:
         await _shut_down()
         raise
     try:
@@ -103,21 +98,21 @@ async def _ray(init: Callable[[Any], Any]) -> AsyncIterator[None]:
         await asyncio.shield(_shut_down())
 
 
-def _init_twice(init: Callable[[Any], Any]) -> None:
-    """`ray.init`, once more if it fails: on a busy machine its own fixed deadlines are too short."""
+def _init_twice(init: Callable[[Any], Any], clear: Callable[[], None]) -> None:
+    """`ray.init`, once more if it fails: its fixed waits are too short for a busy machine."""
     import ray
 
     for attempt in (1, 2):
         try:
             init(ray)
             return
-        except (RuntimeError, ConnectionError, TimeoutError, OSError, ValueError) as error:
+        except Exception as error:
+            # Ray raises bare `Exception` where a start takes too long.
             ray.shutdown()
+            clear()
             if attempt == 2:
                 raise InfrastructureError(f"Ray does not start or cannot be reached: {error}") from error
-            log.warning(
-                "ray_not_up", why=str(error).splitlines()[0] if str(error) else repr(error), next="again"
-            )
+            log.warning("ray_not_up", why=str(error), next="tries once more")
 
 
 async def _shut_down() -> None:

@@ -9,7 +9,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=.venv
 stamp=$venv/.installed
 
-# What the installation depends on. The path is part of it: scripts in a moved .venv name the old place.
+# What the installation depends on.
 wanted() {
   pwd -P
   cat scripts/setup.sh pyproject.toml requirements.lock
@@ -52,6 +52,8 @@ version_of() {
 
 usable() {
   [[ -x $venv/bin/python ]] && fits "$venv/bin/python" || return 1
+  # Its scripts name the place where it was made: a moved one only looks whole.
+  grep -qF -e "$PWD/$venv" -e "$(pwd -P)/$venv" "$venv/bin/activate" || return 1
   [[ -z ${PYTHON:-} || $(version_of "$venv/bin/python") == "$(version_of "$PYTHON")" ]]
 }
 

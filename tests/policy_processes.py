@@ -35,11 +35,14 @@ class RunningServer:
 
 @contextmanager
 def running(
-    command: list[str], pass_fds: tuple[int, ...] = (), environment: dict[str, str] | None = None
+    command: list[str],
+    pass_fds: tuple[int, ...] = (),
+    environment: dict[str, str] | None = None,
+    python: Path = Path(sys.executable),
 ) -> Iterator[RunningServer]:
     """The process, once it has printed a line that ends in its port; killed and reaped afterwards."""
     process = subprocess.Popen(
-        [sys.executable, "-u", *command],
+        [str(python), "-u", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         pass_fds=pass_fds,

@@ -34,5 +34,6 @@ class Agent:
         task = observation["task"]
         if task not in self._experts:
             self._experts[task] = ENV_POLICY_MAP[task]()
-        action = self._experts[task].get_action(observation["observation"])
+        # Some scripts write into the array that they are given.
+        action = self._experts[task].get_action(np.array(observation["observation"]))
         return np.clip(action, -1.0, 1.0).astype(np.float32)

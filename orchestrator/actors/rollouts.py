@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import structlog
 
 from orchestrator.actors.episode_board import EpisodeBoard
+from orchestrator.actors.episode_logger import with_fault
 from orchestrator.actors.episode_runner import UNDECIDED, RunKind, RunReport
 from orchestrator.actors.submission_container import PolicySource
 from orchestrator.domain.episodes import CommitOutcome, EpisodeKey, FaultClass
@@ -186,7 +187,7 @@ class Rollouts:
         assert finished is not None
         if fault is not None:
             detail = f"{report.detail}; the container: {reason}"
-            finished = replace(finished, fault=fault, fault_detail=detail)
+            finished = with_fault(finished, fault, detail)
         await self._tools.cluster.settle(finished)
         self._fruitless_faults = 0
 

@@ -2,7 +2,7 @@
 
 Goals. A task has 50. For MT benchmarks and single tasks they are the train tasks of
 `metaworld.MT1(task, seed=task_seed)`; for ML benchmarks the test tasks of
-`metaworld.ML1(task, seed=task_seed)`, and ML10, ML25 and ML45 are evaluated on their held-out test classes.
+`metaworld.ML1(task, seed=task_seed)`, and ML10, ML25 and ML45 are evaluated on their test classes.
 So a task has the same goals in every benchmark of its family. An episode with seed s takes goal s modulo 50
 and depends on nothing else: any worker, in any order, plays the same episode.
 
@@ -33,7 +33,7 @@ from orchestrator.domain.errors import UsageError
 from orchestrator.ports import EpisodeSummary, Observation, StepResult
 
 DEFAULT_TASK_SEED = 42
-_MAX_TASK_SEED = 2**32 - 2  # NumPy's legacy seed has 32 bits, and the held-out goals use task_seed + 1
+_MAX_TASK_SEED = 2**32 - 2  # NumPy's legacy seed has 32 bits, and test tasks use task_seed + 1
 
 _MULTI_TASK = ("MT10", "MT25", "MT50")
 _META_LEARNING = ("ML10", "ML25", "ML45")
@@ -113,7 +113,7 @@ class MetaWorldBenchmark:
 
     @property
     def success_rule(self) -> str:
-        goals = "held-out goals, hidden from the policy" if self._settings.goal_hidden else "goals in view"
+        goals = "test tasks, their goals hidden" if self._settings.goal_hidden else "goals in view"
         end = "the episode ends there" if self._settings.terminate_on_success else "the episode goes on"
         return f'info["success"] of any step, {end}; {goals}; episodes stand alone, without adaptation'
 

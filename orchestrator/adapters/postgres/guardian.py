@@ -37,7 +37,7 @@ from orchestrator.domain.errors import InfrastructureError, OrchestratorError
 
 TICK_SECONDS = 0.3
 STARTING_TICK_SECONDS = 0.05
-MAX_FIRST_STARTS = 5
+MAX_FIRST_STARTS = 3
 MAX_BACKOFF_SECONDS = 5.0
 MAX_LOG_BYTES = 16 * 2**20
 # Below the range from which kernels take ports for outgoing connections: a restart finds its port still free.

@@ -33,6 +33,9 @@ _PASSING_ERRORS = (
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    # asyncpg's answer to a statement on a connection whose end it has half read, in place of "connection is
+    # closed": https://github.com/MagicStack/asyncpg/issues/1069
+    asyncpg.InternalClientError,
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
 )

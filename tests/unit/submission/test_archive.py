@@ -108,7 +108,9 @@ def test_only_the_owners_right_to_execute_is_kept(unpacking) -> None:
 
 
 @pytest.mark.parametrize("junk", ["__MACOSX/._x", "._submission", ".DS_Store", None])
-def test_the_only_directory_at_the_top_may_hold_the_agent(junk: str | None, unpacking, tmp_path: Path) -> None:
+def test_the_only_directory_at_the_top_may_hold_the_agent(
+    junk: str | None, unpacking, tmp_path: Path
+) -> None:
     extra = [] if junk is None else [(junk, b"")]
 
     directory = unpacking(zip_bytes(("submission/agent.py", AGENT), *extra, agent=False))

@@ -39,7 +39,9 @@ def described(directory: Path, source: str) -> str:
 
 
 def test_the_agent_finds_its_neighbours(directory: Path) -> None:
-    (directory / "helper_of_agent.py").write_text("from pathlib import Path\nVALUE = Path('w.txt').read_text()")
+    (directory / "helper_of_agent.py").write_text(
+        "from pathlib import Path\nVALUE = Path('w.txt').read_text()"
+    )
     (directory / "w.txt").write_text("weights")
     (directory / "agent.py").write_text(
         "import helper_of_agent\nclass Agent:\n    def act(self, o):\n        return helper_of_agent.VALUE"
@@ -83,7 +85,7 @@ def test_a_traceback_shows_the_authors_line_and_none_of_ours(directory: Path) ->
         "        except IndexError:\n            raise RuntimeError('no action') from None",
     )
 
-    assert "agent.py\", line 6, in act" in text
+    assert 'agent.py", line 6, in act' in text
     assert "raise RuntimeError('no action')" in text
     assert text.rstrip().endswith("RuntimeError: no action")
     assert "loading.py" not in text
@@ -91,17 +93,19 @@ def test_a_traceback_shows_the_authors_line_and_none_of_ours(directory: Path) ->
 
 
 def test_the_cause_of_an_exception_is_shown(directory: Path) -> None:
-    text = described(directory, "try:\n    1 / 0\nexcept ZeroDivisionError as e:\n    raise ValueError from e")
+    text = described(
+        directory, "try:\n    1 / 0\nexcept ZeroDivisionError as e:\n    raise ValueError from e"
+    )
 
     assert "ZeroDivisionError" in text
-    assert "agent.py\", line 2" in text
+    assert 'agent.py", line 2' in text
     assert "importlib" not in text
 
 
 def test_a_syntax_error_shows_its_line(directory: Path) -> None:
     text = described(directory, "class Agent:\n    def act(self, o)\n        return 1")
 
-    assert "agent.py\", line 2" in text
+    assert 'agent.py", line 2' in text
     assert "SyntaxError" in text
 
 

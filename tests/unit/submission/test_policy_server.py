@@ -19,7 +19,7 @@ from orchestrator.domain.errors import PolicyError, PolicyLost, PolicyProtocolEr
 from orchestrator.submission.transport import ByteStream, open_websocket
 from orchestrator.submission.wire import packb, unpackb
 
-AGENT = '''
+AGENT = """
 import os
 import sys
 import numpy as np
@@ -74,7 +74,7 @@ class Agent:
     def shout(self, observation):
         print("said by the agent")
         return 0
-'''
+"""
 
 Connect = Callable[[], WebSocketConnection]
 
@@ -159,7 +159,9 @@ def test_an_exception_gives_the_authors_traceback_and_only_ends_its_connection(
     server.wait_for_line("AttributeError")
 
 
-@pytest.mark.parametrize(("method", "text"), [("unsendable", "['actions']['arm']"), ("exit", "SystemExit: 3")])
+@pytest.mark.parametrize(
+    ("method", "text"), [("unsendable", "['actions']['arm']"), ("exit", "SystemExit: 3")]
+)
 def test_what_act_may_not_do_is_reported_as_its_exception(connect: Connect, method: str, text: str) -> None:
     with pytest.raises(PolicyRaised) as caught:
         connect().act({"do": method}, 10)
@@ -178,7 +180,9 @@ def test_what_the_agent_prints_comes_out_at_once(connect: Connect, server: Runni
     server.wait_for_line("said by the agent")
 
 
-@pytest.mark.parametrize("message", [b"\xc1", msgpack.packb([1]), "text", packb({"__orchestrator__": "stop"})])
+@pytest.mark.parametrize(
+    "message", [b"\xc1", msgpack.packb([1]), "text", packb({"__orchestrator__": "stop"})]
+)
 def test_a_client_that_breaks_the_protocol_is_cut_off(message: bytes | str, server: RunningServer) -> None:
     deadline = time.monotonic() + 10
     stream = ByteStream.connect("127.0.0.1", server.port, deadline)

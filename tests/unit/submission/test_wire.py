@@ -87,7 +87,9 @@ def test_damaged_messages_raise_nothing_but_wire_errors(value: Any, data: st.Dat
         return
 
 
-@given(st.recursive(st.none() | st.integers(0, 99) | st.text("ab"), lambda inner: st.lists(inner, max_size=20)))
+@given(
+    st.recursive(st.none() | st.integers(0, 99) | st.text("ab"), lambda inner: st.lists(inner, max_size=20))
+)
 def test_a_plain_message_reads_as_msgpack_itself_reads_it(value: Any) -> None:
     packed = msgpack.packb(value)
 
@@ -146,7 +148,9 @@ def test_a_boolean_array_of_other_bytes_than_0_and_1_is_refused() -> None:
         unpackb(array_map(dtype="|b1", data=b"\0\1\2", shape=[3]))
 
 
-@pytest.mark.parametrize(("dtype", "data"), [("|i1", 300), ("<f4", "1"), ("|b1", 1), ("<i8", 1.5), ("<f4", b"....")])
+@pytest.mark.parametrize(
+    ("dtype", "data"), [("|i1", 300), ("<f4", "1"), ("|b1", 1), ("<i8", 1.5), ("<f4", b"....")]
+)
 def test_a_scalar_that_does_not_fit_its_dtype_is_refused(dtype: str, data: Any) -> None:
     with pytest.raises(WireError, match="scalar"):
         unpackb(msgpack.packb({b"__npgeneric__": True, b"data": data, b"dtype": dtype}))

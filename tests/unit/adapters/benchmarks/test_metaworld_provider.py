@@ -17,6 +17,9 @@ NO_MOVE = np.zeros(4, np.float32)
 GOAL = slice(36, 39)
 
 
+pytestmark = pytest.mark.filterwarnings(r"ignore:Constant\(s\) may be too high")
+
+
 def load(name: str, **config: Any) -> MetaWorldBenchmark:
     return MetaWorldProvider().load(name, config, None)
 
@@ -42,11 +45,11 @@ def test_a_benchmark_has_metaworlds_tasks(name: str, tasks: int, first: str | No
     assert first in (None, task_ids[0])
 
 
-def test_ml_benchmarks_are_evaluated_on_classes_that_are_not_trained_on() -> None:
+def test_ml_benchmarks_are_evaluated_on_their_test_classes() -> None:
     import metaworld
 
     for name in ("ML10", "ML25", "ML45"):
-        assert not set(load(name).task_ids) & set(getattr(metaworld.env_dict, f"{name}_V3")["train"])
+        assert list(load(name).task_ids) == list(getattr(metaworld.env_dict, f"{name}_V3")["test"])
 
 
 def test_mt1_takes_its_task_from_the_config() -> None:
@@ -106,9 +109,9 @@ def test_an_ml_observation_hides_task_and_goal() -> None:
 def test_the_seed_alone_chooses_among_the_goals_of_metaworlds_benchmark() -> None:
     import metaworld
 
-    environment = load("reach-v3", task_seed=7).make("reach-v3")
+    environment = load("reach-v3").make("reach-v3")
     goals = [
-        pickle.loads(task.data)["rand_vec"][3:] for task in metaworld.MT1("reach-v3", seed=7).train_tasks
+        pickle.loads(task.data)["rand_vec"][3:] for task in metaworld.MT1("reach-v3", seed=42).train_tasks
     ]
 
     shown = {seed: environment.reset(seed)["observation"][GOAL].tolist() for seed in (0, 49, 50, 2**31 - 1)}
@@ -120,8 +123,8 @@ def test_the_seed_alone_chooses_among_the_goals_of_metaworlds_benchmark() -> Non
 def test_held_out_goals_are_those_of_metaworlds_ml1() -> None:
     import metaworld
 
-    environment = load("ML1/reach-v3", task_seed=7).make("reach-v3")
-    held_out = metaworld.ML1("reach-v3", seed=7).test_tasks
+    environment = load("ML1/reach-v3").make("reach-v3")
+    held_out = metaworld.ML1("reach-v3", seed=42).test_tasks
 
     environment.reset(3)
 
@@ -133,7 +136,7 @@ def test_held_out_goals_are_those_of_metaworlds_ml1() -> None:
 
 def test_another_task_seed_gives_other_goals() -> None:
     shown = []
-    for task_seed in (1, 2):
+    for task_seed in (42, 2):
         environment = load("reach-v3", task_seed=task_seed).make("reach-v3")
         shown.append(environment.reset(0)["observation"][GOAL].tolist())
         environment.close()

@@ -176,6 +176,33 @@ async def test_an_operation_on_a_lost_connection_is_retried_on_a_new_one(pool):
     assert len(set(pids)) == 2
 
 
+@pytest.mark.parametrize(
+    "error",
+    [
+        ConnectionResetError(),
+        TimeoutError(),
+        asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+        asyncpg.InterfaceError("connection is closed"),
+        asyncpg.InternalClientError("cannot switch to state 12; another operation (2) is in progress"),
+        asyncpg.CannotConnectNowError("the database system is starting up"),
+        asyncpg.AdminShutdownError("terminating connection due to administrator command"),
+        asyncpg.CrashShutdownError("terminating connection because of crash of another server process"),
+        asyncpg.TooManyConnectionsError("sorry, too many clients already"),
+        asyncpg.SerializationError("could not serialize access"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+async def test_every_error_of_a_restarting_server_is_retried(error: Exception):
+    errors = [error]
+
+    async def fail_once() -> str:
+        if errors:
+            raise errors.pop()
+        return "done"
+
+    assert await retrying(fail_once, deadline_seconds=30, clock=SkippingClock()) == "done"
+
+
 async def test_the_loser_of_a_deadlock_is_retried(pool):
     await pool.execute("CREATE TABLE pair (name text PRIMARY KEY, total integer NOT NULL DEFAULT 0)")
     await pool.execute("INSERT INTO pair VALUES ('a'), ('b')")
