@@ -36,7 +36,8 @@ class SubmissionHostClient(HostClient):
     """The host at `endpoint`.
 
     It is given up for lost when every connection failed for `grace_seconds`; a single one may fail while the
-    host turns into the policy server.
+    host turns into the policy server. One that is open but silent is only busy: some imports let no other
+    thread run.
     """
 
     endpoint: Endpoint
@@ -61,9 +62,12 @@ class SubmissionHostClient(HostClient):
                 step = partial(self._advance, archive, sha256, held, deadline)
                 state = await _in_thread(step)
                 answered_at = time.monotonic()
-            except (ConnectionLost, TimeoutError) as error:
+            except ConnectionLost as error:
                 if time.monotonic() >= min(deadline, answered_at + self.grace_seconds):
-                    raise self._given_up(held and time.monotonic() >= deadline, error) from error
+                    raise InfrastructureError(f"the submission host was lost: {error}") from error
+                state = HostState.LOADING if held else HostState.WAITING
+            except TimeoutError:
+                answered_at = time.monotonic()
                 state = HostState.LOADING if held else HostState.WAITING
             except (WireError, HandshakeFailed) as error:
                 raise InfrastructureError(f"the submission host misbehaved: {error}") from error
@@ -71,14 +75,11 @@ class SubmissionHostClient(HostClient):
                 return
             held = held or state is HostState.LOADING
             if time.monotonic() >= deadline:
-                raise self._given_up(held, TimeoutError("the deadline passed"))
+                if held:
+                    raise SubmissionError("the policy did not load in time")
+                raise InfrastructureError("the submission host did not take the archive in time")
             await asyncio.sleep(min(pause, max(deadline - time.monotonic(), 0)))
             pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
-
-    def _given_up(self, held: bool, error: Exception) -> Exception:
-        if held:
-            return SubmissionError("the policy did not load in time")
-        return InfrastructureError(f"the submission host was lost: {error}")
 
     def _advance(self, archive: Path, sha256: str, held: bool, deadline: float, call: _Call) -> HostState:
         """One connection: push unless the host holds the archive, else ask how it stands."""
@@ -123,7 +124,10 @@ class _Call:
         self._cancelled = False
 
     def connect(self, endpoint: Endpoint, deadline: float) -> ByteStream:
-        stream = ByteStream.connect(endpoint.host, endpoint.port, deadline)
+        try:
+            stream = ByteStream.connect(endpoint.host, endpoint.port, deadline)
+        except TimeoutError as error:  # the kernel answers even for a busy host: this one is gone
+            raise ConnectionLost(str(error)) from error
         with self._lock:
             self._stream = stream
             if self._cancelled:

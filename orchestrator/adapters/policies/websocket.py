@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.domain.errors import (
     AuthenticationFailed,
+    PolicyError,
     PolicyLate,
     PolicyLost,
     PolicyProtocolError,
@@ -25,19 +25,18 @@ SEQUENCE_KEY = "__sequence__"
 RAISED_TEXT_CHARACTERS = 16 * 1024
 
 
-@contextmanager
-def _policy_errors() -> Iterator[None]:
-    """The transport's errors in the words of the port."""
-    try:
-        yield
-    except TimeoutError as error:
-        raise PolicyLate(str(error)) from error
-    except ConnectionLost as error:
-        raise PolicyLost(str(error)) from error
-    except WireError as error:
-        raise PolicyProtocolError(str(error)) from error
-    except HandshakeFailed as error:
-        raise AuthenticationFailed(str(error)) from error
+_TRANSPORT_ERRORS = (TimeoutError, ConnectionLost, WireError, HandshakeFailed)
+
+
+def _in_policy_words(error: Exception) -> PolicyError:
+    """The transport's error as the port names it."""
+    if isinstance(error, TimeoutError):
+        return PolicyLate(str(error))
+    if isinstance(error, WireError):
+        return PolicyProtocolError(str(error))
+    if isinstance(error, HandshakeFailed):
+        return AuthenticationFailed(str(error))
+    return PolicyLost(str(error))
 
 
 @dataclass(frozen=True)
@@ -62,21 +61,23 @@ class WebSocketConnector(PolicyConnector):
                 answered with a traceback in place of its metadata.
         """
         deadline = time.monotonic() + timeout_seconds
-        with _policy_errors():
+        try:
             stream = ByteStream.connect(self.host, self.port, deadline)
             try:
-                if self.session_key is not None:
-                    prove_as_client(stream, self.session_key, deadline)
-                    _ask_for_policy(stream, deadline)
-                websocket = open_websocket(
-                    stream, self.host, self.port, self.path, self.max_message_bytes, deadline
-                )
-                limits = WireLimits(frame_bytes=self.max_message_bytes)
-                metadata = _unpack_reply(websocket.receive(deadline), limits)
+                return self._greet(stream, deadline)
             except BaseException:
                 stream.close()
                 raise
-        return WebSocketConnection(websocket, metadata, limits)
+        except _TRANSPORT_ERRORS as error:
+            raise _in_policy_words(error) from error
+
+    def _greet(self, stream: ByteStream, deadline: float) -> WebSocketConnection:
+        if self.session_key is not None:
+            prove_as_client(stream, self.session_key, deadline)
+            _ask_for_policy(stream, deadline)
+        websocket = open_websocket(stream, self.host, self.port, self.path, self.max_message_bytes, deadline)
+        limits = WireLimits(frame_bytes=self.max_message_bytes)
+        return WebSocketConnection(websocket, _unpack_reply(websocket.receive(deadline), limits), limits)
 
 
 def _ask_for_policy(stream: ByteStream, deadline: float) -> None:
@@ -123,9 +124,8 @@ class WebSocketConnection(PolicyConnection):
         self._sequence += 1
         request = {CONTROL_KEY: "reset", "episode": episode, "seed": seed, "sequence": self._sequence}
         reply = self._exchange(packb(request), timeout_seconds)
-        with self._last_on_error():
-            if reply.get(CONTROL_KEY) != "reset" or reply.get("sequence") != self._sequence:
-                raise WireError("the reply to a reset is not one")
+        if reply.get(CONTROL_KEY) != "reset" or reply.get("sequence") != self._sequence:
+            raise self._violation("the reply to a reset is not one")
 
     def act(self, observation: Observation, timeout_seconds: float) -> Any:
         if self._numbers:
@@ -133,11 +133,10 @@ class WebSocketConnection(PolicyConnection):
             observation = {**observation, SEQUENCE_KEY: self._sequence}
         # A TypeError from here is the caller's: nothing was sent, the connection stays whole.
         reply = self._exchange(packb(observation), timeout_seconds)
-        with self._last_on_error():
-            if self._numbers and reply.get(SEQUENCE_KEY) != self._sequence:
-                raise WireError("the reply belongs to another observation")
-            if "actions" not in reply:
-                raise WireError("a reply without `actions`")
+        if self._numbers and reply.get(SEQUENCE_KEY) != self._sequence:
+            raise self._violation("the reply belongs to another observation")
+        if "actions" not in reply:
+            raise self._violation("a reply without `actions`")
         return reply["actions"]
 
     def close(self) -> None:
@@ -146,20 +145,24 @@ class WebSocketConnection(PolicyConnection):
             self._websocket.close()
 
     def _exchange(self, request: bytes, timeout_seconds: float) -> dict[str, Any]:
+        """The reply to one request.
+
+        After any error the stream may hold half a message, or a late one: nothing may use it again.
+        """
+        if not self._usable:
+            raise PolicyLost("the connection was closed")
         deadline = time.monotonic() + timeout_seconds
-        with self._last_on_error():
-            if not self._usable:
-                raise ConnectionLost("the connection was closed")
+        try:
             self._websocket.refuse_unasked(deadline)
             self._websocket.send(request, deadline)
             return _unpack_reply(self._websocket.receive(deadline), self._limits)
-
-    @contextmanager
-    def _last_on_error(self) -> Iterator[None]:
-        """After any error the stream may hold half a message, or a late one: nothing may use it again."""
-        try:
-            with _policy_errors():
-                yield
+        except _TRANSPORT_ERRORS as error:
+            self.close()
+            raise _in_policy_words(error) from error
         except BaseException:
             self.close()
             raise
+
+    def _violation(self, reason: str) -> PolicyProtocolError:
+        self.close()
+        return PolicyProtocolError(reason)

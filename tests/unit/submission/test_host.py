@@ -140,9 +140,11 @@ async def test_an_agent_that_does_not_import_is_reported_with_its_line(
 async def test_an_agent_that_loads_for_ever_is_reported_with_where_it_stands(tmp_path: Path) -> None:
     agent = "import threading\nclass Agent:\n    def __init__(self):\n        threading.Event().wait()\n"
     sha256 = write_archive(tmp_path / "a.tar.gz", {"agent.py": agent + "    def act(self, o): ..."})
-    with running_host(tmp_path / "work", KEY, "--load-timeout", "0.2") as server:
-        with pytest.raises(SubmissionError) as caught:
-            await client(server).push_archive(tmp_path / "a.tar.gz", sha256, 60)
+    with (
+        running_host(tmp_path / "work", KEY, "--load-timeout", "0.2") as server,
+        pytest.raises(SubmissionError) as caught,
+    ):
+        await client(server).push_archive(tmp_path / "a.tar.gz", sha256, 60)
 
     assert "did not load within 0.2 s" in caught.value.reason
     assert "threading.Event().wait()" in caught.value.reason
@@ -161,9 +163,11 @@ async def test_a_refused_archive_is_reported_with_the_reason(host: RunningServer
 
 async def test_an_archive_above_the_limit_is_refused_before_it_is_sent(tmp_path: Path) -> None:
     sha256 = write_archive(tmp_path / "a.tar.gz", {"agent.py": ECHO_AGENT})
-    with running_host(tmp_path / "work", KEY, "--max-archive-bytes", "10") as server:
-        with pytest.raises(SubmissionError, match="above the limit of 10"):
-            await client(server).push_archive(tmp_path / "a.tar.gz", sha256, 60)
+    with (
+        running_host(tmp_path / "work", KEY, "--max-archive-bytes", "10") as server,
+        pytest.raises(SubmissionError, match="above the limit of 10"),
+    ):
+        await client(server).push_archive(tmp_path / "a.tar.gz", sha256, 60)
 
 
 async def test_a_push_that_broke_off_or_was_damaged_can_be_made_again(

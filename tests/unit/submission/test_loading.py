@@ -33,7 +33,7 @@ def directory(tmp_path: Path) -> Iterator[Path]:
 
 def described(directory: Path, source: str) -> str:
     (directory / "agent.py").write_text(source)
-    with pytest.raises(BaseException) as caught:  # noqa: PT011
+    with pytest.raises(BaseException) as caught:
         load_agent_class(directory)().act(None)
     return describe_exception(caught.value, directory)
 

@@ -85,6 +85,14 @@ def test_cartpole_equals_the_plain_loop(example: str) -> None:
     )
 
 
+def test_the_cartpole_example_balances_every_episode_to_its_end() -> None:
+    episodes = [reference.Episode(number, 7919 * number, 0) for number in range(50)]
+
+    played = reference.play("gymnasium/CartPole-v1", "CartPole-v1", episodes, agent_file("cartpole"))
+
+    assert {(episode.episode_return, episode.success) for episode in played} == {(500.0, True)}
+
+
 @pytest.mark.parametrize("task_id", MT10)
 def test_a_metaworld_episode_on_a_used_environment_equals_the_plain_loop_on_a_new_one(task_id: str) -> None:
     benchmark = load_benchmark("metaworld", "MT10", {}, None)

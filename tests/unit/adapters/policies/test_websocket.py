@@ -120,9 +120,11 @@ def test_a_reply_in_pieces_within_the_deadline_is_whole() -> None:
 
 def test_an_announced_length_beyond_the_cap_is_refused_before_anything_is_allocated() -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    with connected(answering(b"\x82" + struct.pack("!BQ", 127, 2**40))) as connection:
-        with pytest.raises(PolicyProtocolError, match="size limit"):
-            connection.act(OBSERVATION, 10)
+    with (
+        connected(answering(b"\x82" + struct.pack("!BQ", 127, 2**40))) as connection,
+        pytest.raises(PolicyProtocolError, match="size limit"),
+    ):
+        connection.act(OBSERVATION, 10)
 
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50 * 1024
 
@@ -194,9 +196,11 @@ def test_a_text_frame_is_the_policys_exception() -> None:
 
 
 def test_a_huge_or_undecodable_text_is_shortened_not_refused() -> None:
-    with connected(answering(frame(b"\xff" * 1_000_000, 1))) as connection:
-        with pytest.raises(PolicyRaised) as caught:
-            connection.act(OBSERVATION, 10)
+    with (
+        connected(answering(frame(b"\xff" * 1_000_000, 1))) as connection,
+        pytest.raises(PolicyRaised) as caught,
+    ):
+        connection.act(OBSERVATION, 10)
 
     assert len(str(caught.value)) < 100_000
 
@@ -248,18 +252,22 @@ def test_pings_between_observations_are_answered_and_harmless() -> None:
 def test_a_reply_with_another_number_is_refused(sequence: object) -> None:
     reply = frame(packb({"actions": 1, "__sequence__": sequence}))
 
-    with connected(answering(reply, metadata=NUMBERED)) as connection:
-        with pytest.raises(PolicyProtocolError, match="another observation"):
-            connection.act(OBSERVATION, 10)
+    with (
+        connected(answering(reply, metadata=NUMBERED)) as connection,
+        pytest.raises(PolicyProtocolError, match="another observation"),
+    ):
+        connection.act(OBSERVATION, 10)
 
 
 @pytest.mark.parametrize(
     "reply", [{}, {"__orchestrator__": "reset"}, {"__orchestrator__": "reset", "sequence": 9}, {"actions": 1}]
 )
 def test_a_reset_needs_its_own_answer(reply: dict[str, object]) -> None:
-    with connected(answering(frame(packb(reply)), metadata=NUMBERED)) as connection:
-        with pytest.raises(PolicyProtocolError, match="reset"):
-            connection.reset(0, 1, 10)
+    with (
+        connected(answering(frame(packb(reply)), metadata=NUMBERED)) as connection,
+        pytest.raises(PolicyProtocolError, match="reset"),
+    ):
+        connection.reset(0, 1, 10)
 
 
 @pytest.mark.parametrize("extensions", ["reset", {"reset": 1}, [["reset"]], None, 5])
@@ -364,9 +372,11 @@ def test_what_is_no_websocket_server_is_refused(greeting: bytes, error: type[Exc
 
 
 def test_a_server_without_metadata_is_late() -> None:
-    with scripted_server(lambda peer: peer.finished.wait(10) and None) as port:
-        with pytest.raises(PolicyLate):
-            WebSocketConnector("127.0.0.1", port).connect(0.2)
+    with (
+        scripted_server(lambda peer: peer.finished.wait(10) and None) as port,
+        pytest.raises(PolicyLate),
+    ):
+        WebSocketConnector("127.0.0.1", port).connect(0.2)
 
 
 def test_a_server_that_does_not_know_the_challenge_is_no_container_of_ours() -> None:

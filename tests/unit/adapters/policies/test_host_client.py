@@ -1,0 +1,175 @@
+"""The client of the submission host against hosts that die, stall or are not ours."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hostile_servers import Peer, scripted_server
+
+from orchestrator.adapters.policies.host_client import SubmissionHostClient
+from orchestrator.domain.errors import InfrastructureError, SubmissionError
+from orchestrator.ports import Endpoint
+from orchestrator.submission.handshake import prove_as_server, receive_message, send_message
+from orchestrator.submission.transport import ByteStream
+
+KEY = bytes(range(32))
+SHA256 = "ab" * 32
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    path = tmp_path / "archive"
+    path.write_bytes(b"some bytes")
+    return path
+
+
+def client(port: int) -> SubmissionHostClient:
+    return SubmissionHostClient(Endpoint("127.0.0.1", port), KEY, grace_seconds=0.2)
+
+
+class ScriptedHost:
+    """Proves the key, then answers the requests of successive connections with `answers`, in turn."""
+
+    def __init__(self, *answers: dict[str, Any] | None) -> None:
+        self._answers = list(answers)
+        self.requests: list[dict[str, Any]] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self._thread = threading.Thread(target=self._run)
+
+    def __enter__(self) -> ScriptedHost:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.close()
+        self._thread.join(20)
+
+    def _run(self) -> None:
+        while self._answers:
+            sock, _ = self._listener.accept()
+            with sock:
+                stream, deadline = ByteStream(sock), time.monotonic() + 10
+                prove_as_server(stream, KEY, deadline)
+                self.requests.append(receive_message(stream, deadline))
+                answer = self._answers.pop(0)
+                if answer is None:
+                    continue
+                send_message(stream, answer, deadline)
+                if answer["state"] == "waiting" and answer["ok"]:
+                    stream.receive_exactly(self.requests[-1]["size"], deadline)
+                    send_message(stream, self._answers.pop(0), deadline)  # type: ignore[arg-type]
+        self._listener.close()
+
+
+def state(name: str, ok: bool = True, error: str | None = None) -> dict[str, Any]:
+    return {"ok": ok, "state": name, "error": error}
+
+
+async def test_it_asks_until_the_policy_serves(archive: Path) -> None:
+    answers = state("waiting"), state("loading"), state("loading"), None, state("loading"), state("serving")
+    with ScriptedHost(*answers) as host:
+        await client(host.port).push_archive(archive, SHA256.upper(), 20)
+
+    assert host.requests[0] == {"op": "push", "size": 10, "sha256": SHA256}
+    assert [request["op"] for request in host.requests[1:]] == ["status"] * 4
+
+
+async def test_a_host_that_serves_already_gets_no_bytes(archive: Path) -> None:
+    with ScriptedHost(state("serving")) as host:
+        await client(host.port).push_archive(archive, SHA256, 20)
+
+
+async def test_a_failure_while_loading_is_the_submissions(archive: Path) -> None:
+    with ScriptedHost(state("waiting"), state("loading"), state("failed", False, "Traceback: no")) as host:
+        with pytest.raises(SubmissionError, match="Traceback: no"):
+            await client(host.port).push_archive(archive, SHA256, 20)
+
+
+async def test_a_host_that_has_another_archive_is_no_fault_of_the_submission(archive: Path) -> None:
+    with ScriptedHost(state("serving", False, "another archive is here already")) as host:
+        with pytest.raises(InfrastructureError, match="another archive"):
+            await client(host.port).push_archive(archive, SHA256, 20)
+
+
+async def test_an_unknown_state_is_no_fault_of_the_submission(archive: Path) -> None:
+    with ScriptedHost(state("dancing")) as host:
+        with pytest.raises(InfrastructureError, match="dancing"):
+            await client(host.port).push_archive(archive, SHA256, 20)
+
+
+async def test_a_host_that_dies_while_it_loads_is_lost(archive: Path) -> None:
+    with ScriptedHost(state("waiting"), state("loading")) as host:
+        with pytest.raises(InfrastructureError, match="lost"):
+            await client(host.port).push_archive(archive, SHA256, 20)
+
+
+async def test_loading_beyond_the_deadline_is_the_submissions(archive: Path) -> None:
+    answers = state("waiting"), state("loading"), *[state("loading")] * 200
+    with ScriptedHost(*answers) as host:
+        with pytest.raises(SubmissionError, match="in time"):
+            await client(host.port).push_archive(archive, SHA256, 0.5)
+        host._answers.clear()
+        socket.create_connection(("127.0.0.1", host.port)).close()
+
+
+async def test_nobody_at_the_port_is_lost(archive: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+
+    with pytest.raises(InfrastructureError, match="lost"):
+        await client(port).push_archive(archive, SHA256, 20)
+
+
+def silent(peer: Peer) -> None:
+    peer.finished.wait(10)
+
+
+def without_key(peer: Peer) -> None:
+    peer.socket.recv(36)
+    peer.send(bytes(64))
+    peer.finished.wait(10)
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    with scripted_server(silent) as port:
+        yield port
+
+
+async def test_a_silent_host_is_late_before_it_held_the_archive(silent_port: int, archive: Path) -> None:
+    with pytest.raises(InfrastructureError, match="in time"):
+        await client(silent_port).push_archive(archive, SHA256, 0.3)
+
+
+async def test_a_host_without_the_key_gets_nothing(archive: Path) -> None:
+    with scripted_server(without_key) as port, pytest.raises(InfrastructureError, match="session key"):
+        await client(port).push_archive(archive, SHA256, 20)
+
+
+async def test_a_cancelled_push_ends_its_connection_at_once(archive: Path) -> None:
+    ended = asyncio.Event()
+    started = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def notice_the_end(peer: Peer) -> None:
+        peer.socket.recv(36)
+        loop.call_soon_threadsafe(started.set)
+        assert peer.socket.recv(1) == b""
+        loop.call_soon_threadsafe(ended.set)
+
+    with scripted_server(notice_the_end) as port:
+        push = asyncio.create_task(client(port).push_archive(archive, SHA256, 60))
+        await asyncio.wait_for(started.wait(), 10)
+        push.cancel()
+
+        with pytest.raises(asyncio.CancelledError):
+            await push
+        await asyncio.wait_for(ended.wait(), 10)
