@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import re
 import time
@@ -76,7 +77,7 @@ def _make_job(request: EvalRequest, job_id: int, archives: Path) -> EvalJobMessa
     }
     if request.workers is not None:
         job["resources"] = {"workers": request.workers}
-    message = EvalJobMessage.parse(EvalJobMessage.model_construct(**job).to_json())
+    message = EvalJobMessage.parse(json.dumps(job))
     load_benchmark(provider, name, message.config, message.benchmark_spec)
     return message
 

@@ -57,7 +57,7 @@ async def joined_or_local_ray(cpus: int) -> AsyncIterator[bool]:
     """
     address = os.environ.get("RAY_ADDRESS")
     if address:
-        async with _ray(lambda ray: ray.init(address=address, log_to_driver=False, logging_level="WARNING")):
+        async with _ray(lambda ray: ray.init(address=address, log_to_driver=False, logging_level="ERROR")):
             yield False
         return
     directory = make_session_directory()
@@ -68,7 +68,7 @@ async def joined_or_local_ray(cpus: int) -> AsyncIterator[bool]:
                 num_cpus=cpus,
                 include_dashboard=False,
                 log_to_driver=False,
-                logging_level="WARNING",
+                logging_level="ERROR",  # it warns of not running in the main thread
                 _node_ip_address="127.0.0.1",
                 _temp_dir=str(directory),
             ),

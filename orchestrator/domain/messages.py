@@ -167,6 +167,10 @@ class EvalResultMessage(Message):
     error: str | None = None
     extra_data: dict[str, Any] | None = None
 
+    def to_json(self) -> bytes:
+        """UTF-8 JSON with every field: a score that there is none of is null, and not left out."""
+        return self.model_dump_json().encode()
+
 
 class EpisodeDataMessage(Message):
     """`episode_data`: one for every episode with an outcome. `final_reward` is the episode's return."""

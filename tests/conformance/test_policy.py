@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import platformdirs
 import pytest
-from policy_processes import running, running_host, running_policy_server, write_agent, write_archive
 
 from orchestrator.adapters.policies.host_client import SubmissionHostClient
 from orchestrator.adapters.policies.websocket import WebSocketConnector
 from orchestrator.domain.errors import PolicyLate, PolicyLost, PolicyRaised
 from orchestrator.ports import Endpoint, PolicyConnection
+from tests.policy_processes import running, running_host, running_policy_server, write_agent, write_archive
 
 HERE = Path(__file__).parent
 PEER = HERE / "openpi_peer.py"

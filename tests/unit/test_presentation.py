@@ -2,12 +2,11 @@ import io
 import json
 import math
 import os
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 
-from orchestrator.domain.episodes import EpisodeOutcome, FaultClass
+from orchestrator.domain.episodes import FaultClass
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.lifecycle import JobStatus
 from orchestrator.domain.messages import EvalJobMessage, EvalResultMessage
@@ -19,37 +18,14 @@ from orchestrator.presentation import (
     results_table,
     write_bundle,
 )
+from tests.episode_outcomes import AT, outcome
 
-AT = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def outcomes(task_id: str, returns: list[float], fault: FaultClass | None = None) -> list[EpisodeOutcome]:
-    return [
-        EpisodeOutcome(
-            task_id=task_id,
-            episode_id=episode_id,
-            seed=1,
-            run=1,
-            episode_return=episode_return,
-            steps=100,
-            success=fault is None,
-            terminated=True,
-            truncated=False,
-            fault=fault,
-            fault_detail=None,
-            started_at=AT,
-            ended_at=AT,
-            action_trace_sha256="0" * 64,
-        )
-        for episode_id, episode_return in enumerate(returns)
-    ]
-
-
-EPISODES = (
-    outcomes("reach-v3", [10.0, 20.0])
-    + outcomes("pick-place-wall-v3", [1.0], None)
-    + outcomes("pick-place-wall-v3", [1.0], FaultClass.OUT_OF_MEMORY)
-)
+EPISODES = [
+    outcome("reach-v3", 10.0, steps=100),
+    outcome("reach-v3", 20.0, steps=100),
+    outcome("pick-place-wall-v3", 1.0, steps=100),
+    outcome("pick-place-wall-v3", 1.0, steps=100, success=False, fault=FaultClass.OUT_OF_MEMORY),
+]
 
 
 def result(status: JobStatus = JobStatus.COMPLETED, **fields: object) -> EvalResultMessage:
@@ -150,7 +126,7 @@ def test_the_json_keeps_every_key_and_is_valid_where_numbers_are_not_finite() ->
 
 def test_the_bundle_holds_result_episodes_and_summary(tmp_path: Path) -> None:
     directory = tmp_path / "a" / "b"
-    episodes = [*EPISODES, *outcomes("reach-v3", [math.inf])]
+    episodes = [*EPISODES, outcome("reach-v3", math.inf)]
 
     paths = write_bundle(directory, [result()], {3: episodes})
 

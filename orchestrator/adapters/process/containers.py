@@ -35,7 +35,6 @@ from orchestrator.adapters.process.processes import (
     marked_processes,
     marked_with,
     send_signal,
-    still_running,
 )
 from orchestrator.adapters.process.scratch import ContainerDirectory, End, EndKind, ShimSpec, remove_tree
 from orchestrator.domain.episodes import FaultClass
@@ -45,7 +44,6 @@ from orchestrator.ports import ContainerSpec, Endpoint, Evidence, OwnedContainer
 log = structlog.get_logger(__name__)
 
 _LOCK_TIMEOUT_SECONDS = 90.0
-_STOP_TIMEOUT_SECONDS = 3.0
 _VERDICT_TIMEOUT_SECONDS = 5.0
 _KILL_TIMEOUT_SECONDS = 20.0
 _FIRST_POLL_SECONDS = 0.01
@@ -76,10 +74,12 @@ class ProcessContainers:
         base_directory: Path,
         watch_pid: int | None = None,
         command: HostCommand = submission_host_command,
+        stop_timeout_seconds: float = 15.0,
     ) -> None:
         self._base = base_directory.absolute()
         self._watch_pid = watch_pid
         self._command = command
+        self._stop_timeout_seconds = stop_timeout_seconds
         self._warned = False
 
     async def create(self, spec: ContainerSpec) -> str:
@@ -137,7 +137,7 @@ class ProcessContainers:
         Raises:
             InfrastructureError: something of it is still there.
         """
-        await asyncio.to_thread(_remove, handle)
+        await asyncio.to_thread(_remove, handle, self._stop_timeout_seconds)
 
     async def list_owned(self, installation_id: UUID) -> list[OwnedContainer]:
         """Every container of the installation that this machine has, in whatever state."""
@@ -148,7 +148,7 @@ class ProcessContainers:
         try:
             with directory.locked(_LOCK_TIMEOUT_SECONDS):
                 if directory.read_processes() is None:
-                    _end_processes(directory, None)  # what is left of a start that was cut off
+                    _end_marked(directory)  # what is left of a start that was cut off
                     remove_tree(directory.root)
                     self._start(directory, spec)
                 return Handle.here(directory).encode()
@@ -159,7 +159,7 @@ class ProcessContainers:
         try:
             launch(directory, spec.session_key, lambda key_fd: self._shim_spec(directory, spec, key_fd))
         except BaseException:
-            _end_processes(directory, None)
+            _end_marked(directory)
             directory.remove_files()
             raise
 
@@ -247,7 +247,7 @@ def _as_evidence(end: End) -> Evidence:
     return Evidence(running=False, reason=end.reason, verdict=verdict, fault=fault, exit_code=exit_code)
 
 
-def _remove(handle: str) -> None:
+def _remove(handle: str, stop_timeout_seconds: float) -> None:
     found = Handle.decode(handle)
     if found is None:
         return
@@ -258,26 +258,35 @@ def _remove(handle: str) -> None:
     directory = found.directory
     try:
         if not directory.root.parent.is_dir():
-            _end_processes(directory, found.shim if found.is_here else None)
+            _end_processes(directory, found.shim if found.is_here else None, stop_timeout_seconds)
             return
         with directory.locked(_LOCK_TIMEOUT_SECONDS):
             now = Handle.here(directory)  # a handle of before the shim's report names none
-            _end_processes(directory, (found.shim or now.shim) if found.is_here else None)
+            shim = (found.shim or now.shim) if found.is_here else None
+            _end_processes(directory, shim, stop_timeout_seconds)
             directory.remove_files()
     except OSError as error:
         raise InfrastructureError(f"the container could not be removed: {error}") from error
 
 
-def _end_processes(directory: ContainerDirectory, shim: ProcessIdentity | None) -> None:
+def _end_processes(
+    directory: ContainerDirectory, shim: ProcessIdentity | None, stop_timeout_seconds: float
+) -> None:
     if shim is not None and shim.alive:
         send_signal(shim, signal.SIGTERM)
         send_signal(shim, signal.SIGCONT)  # a frozen one would not hear it
-        deadline = time.monotonic() + _STOP_TIMEOUT_SECONDS
+        deadline = time.monotonic() + stop_timeout_seconds
         while shim.alive and time.monotonic() < deadline:
             time.sleep(_FIRST_POLL_SECONDS)
         if shim.alive:  # what is below it is about to lose its parent, so look first
-            known = descendants(shim.pid)
+            below = [identity_of(process.pid) for process in descendants(shim.pid)]
             send_signal(shim, signal.SIGKILL)
-            end_all(lambda: still_running(known), _KILL_TIMEOUT_SECONDS)
+            end_all(
+                lambda: [process for process in below if process and process.alive], _KILL_TIMEOUT_SECONDS
+            )
+    _end_marked(directory)
+
+
+def _end_marked(directory: ContainerDirectory) -> None:
     if not end_all(lambda: marked_with(directory.marker), _KILL_TIMEOUT_SECONDS):
         raise InfrastructureError("processes of the container do not end")

@@ -21,10 +21,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
-
 from orchestrator.adapters.process.logs import BoundedLog
-from orchestrator.adapters.process.processes import ON_LINUX, descendants, end_all, marked_with, started_at
+from orchestrator.adapters.process.processes import ON_LINUX, end_all, end_children, marked_with, started_at
 from orchestrator.adapters.process.scratch import ContainerDirectory, End, EndKind, Processes, ShimSpec
 from orchestrator.adapters.process.watches import check_disk, watches_for
 
@@ -139,7 +137,8 @@ class Shim:
             OSError
         ):  # disk full, directory removed: the processes have to end all the same
             self._directory.write_end(replace(end, at=time.time()))
-        end_all(self._processes, _KILL_TIMEOUT_SECONDS, after_round=self._reap)
+        if not self._end_processes():
+            print("some processes of the container did not end", file=sys.stderr)
         self._drain()
         self._log.close()
 
@@ -179,16 +178,18 @@ class Shim:
         while rest > 0 and (copied := self._copy_output()) > 0:
             rest -= copied
 
-    def _reap(self) -> None:
+    def _reap(self) -> bool:
         # All children, not the host alone: as a subreaper this process inherits every orphan.
-        with contextlib.suppress(ChildProcessError):
-            while True:
+        while True:
+            try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
-                if pid == 0:
-                    return
-                if self._host is not None and pid == self._host.pid:
-                    self._host_status = status
-                    self._host.returncode = os.waitstatus_to_exitcode(status)
+            except ChildProcessError:
+                return True
+            if pid == 0:
+                return False
+            if self._host is not None and pid == self._host.pid:
+                self._host_status = status
+                self._host.returncode = os.waitstatus_to_exitcode(status)
 
     def _own_end(self, status: int) -> End:
         code = os.waitstatus_to_exitcode(status)
@@ -200,9 +201,11 @@ class Shim:
         reason = "exited 0 by itself" if code == 0 else f"exit code {code}"
         return End(EndKind.EXITED, reason, exit_code=code)
 
-    def _processes(self) -> list[psutil.Process]:
-        below = descendants(os.getpid())
-        return below + [process for process in marked_with(self._directory.marker) if process not in below]
+    def _end_processes(self) -> bool:
+        ended = end_children(_KILL_TIMEOUT_SECONDS, self._reap)
+        if ON_LINUX:  # nothing leaves a subreaper's tree
+            return ended
+        return ended and end_all(lambda: marked_with(self._directory.marker), _KILL_TIMEOUT_SECONDS)
 
 
 def signal_name(number: int) -> str:

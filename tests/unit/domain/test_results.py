@@ -2,12 +2,12 @@ import json
 import math
 
 import pytest
-from test_statistics import outcome
 
 from orchestrator.domain.episodes import FaultClass
 from orchestrator.domain.lifecycle import FINAL, JobStatus
 from orchestrator.domain.messages import EvalJobMessage, EvalResultMessage
 from orchestrator.domain.results import build_result
+from tests.episode_outcomes import outcome
 
 
 def job(**fields: object) -> EvalJobMessage:

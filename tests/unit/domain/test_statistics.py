@@ -1,41 +1,12 @@
 import math
-from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.domain.episodes import EpisodeOutcome, FaultClass
+from orchestrator.domain.episodes import FaultClass
 from orchestrator.domain.statistics import overall, scored_returns, summarise, wilson_interval
-
-AT = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-def outcome(
-    task_id: str = "task",
-    episode_return: float = 1.0,
-    *,
-    success: bool = True,
-    steps: int = 10,
-    fault: FaultClass | None = None,
-    episode_id: int = 0,
-) -> EpisodeOutcome:
-    return EpisodeOutcome(
-        task_id=task_id,
-        episode_id=episode_id,
-        seed=1,
-        run=1,
-        episode_return=episode_return,
-        steps=steps,
-        success=success,
-        terminated=True,
-        truncated=False,
-        fault=fault,
-        fault_detail=None,
-        started_at=AT,
-        ended_at=AT,
-        action_trace_sha256="0" * 64,
-    )
+from tests.episode_outcomes import outcome
 
 
 # Newcombe 1998 ("Two-sided confidence intervals for the single proportion"), table I, method 3.

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from policy_processes import ECHO_AGENT, RunningServer, running, running_host, write_archive
 
 from orchestrator.adapters.policies.host_client import SubmissionHostClient
 from orchestrator.adapters.policies.websocket import WebSocketConnector
@@ -26,6 +25,7 @@ from orchestrator.submission.handshake import (
 )
 from orchestrator.submission.startup import KEY_VARIABLE, UnusableKey, take_session_key
 from orchestrator.submission.transport import ByteStream, ConnectionLost
+from tests.policy_processes import ECHO_AGENT, RunningServer, running, running_host, write_archive
 
 KEY = bytes(range(32))
 

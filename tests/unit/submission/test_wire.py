@@ -64,7 +64,7 @@ def test_what_is_packed_arrives_with_its_types_and_bits(value: Any, writable: bo
 
 
 @given(st.binary(max_size=200))
-@settings(max_examples=500)
+@settings(max_examples=300)
 def test_random_bytes_raise_nothing_but_wire_errors(data: bytes) -> None:
     try:
         unpackb(data)
@@ -73,7 +73,7 @@ def test_random_bytes_raise_nothing_but_wire_errors(data: bytes) -> None:
 
 
 @given(VALUES, st.data())
-@settings(max_examples=300)
+@settings(max_examples=150)
 def test_damaged_messages_raise_nothing_but_wire_errors(value: Any, data: st.DataObject) -> None:
     message = bytearray(packb({"actions": value}))
     for _ in range(data.draw(st.integers(1, 4))):

@@ -7,17 +7,18 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hostile_servers import Peer, scripted_server
 
 from orchestrator.adapters.policies.host_client import SubmissionHostClient
 from orchestrator.domain.errors import InfrastructureError, SubmissionError
 from orchestrator.ports import Endpoint
 from orchestrator.submission.handshake import prove_as_server, receive_message, send_message
 from orchestrator.submission.transport import ByteStream
+from tests.unit.adapters.policies.hostile_servers import Peer, scripted_server
 
 KEY = bytes(range(32))
 SHA256 = "ab" * 32
@@ -49,10 +50,17 @@ class ScriptedHost:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._listener.close()
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread up
         self._thread.join(20)
+        self._listener.close()
 
     def _run(self) -> None:
+        with suppress(OSError):
+            self._answer_all()
+        self._listener.close()  # from now on nobody is at home
+
+    def _answer_all(self) -> None:
         while self._answers:
             sock, _ = self._listener.accept()
             with sock:
@@ -66,7 +74,6 @@ class ScriptedHost:
                 if answer["state"] == "waiting" and answer["ok"]:
                     stream.receive_exactly(self.requests[-1]["size"], deadline)
                     send_message(stream, self._answers.pop(0), deadline)  # type: ignore[arg-type]
-        self._listener.close()
 
 
 def state(name: str, ok: bool = True, error: str | None = None) -> dict[str, Any]:
@@ -88,36 +95,44 @@ async def test_a_host_that_serves_already_gets_no_bytes(archive: Path) -> None:
 
 
 async def test_a_failure_while_loading_is_the_submissions(archive: Path) -> None:
-    with ScriptedHost(state("waiting"), state("loading"), state("failed", False, "Traceback: no")) as host:
-        with pytest.raises(SubmissionError, match="Traceback: no"):
-            await client(host.port).push_archive(archive, SHA256, 20)
+    with (
+        ScriptedHost(state("waiting"), state("loading"), state("failed", False, "Traceback: no")) as host,
+        pytest.raises(SubmissionError, match="Traceback: no"),
+    ):
+        await client(host.port).push_archive(archive, SHA256, 20)
 
 
 async def test_a_host_that_has_another_archive_is_no_fault_of_the_submission(archive: Path) -> None:
-    with ScriptedHost(state("serving", False, "another archive is here already")) as host:
-        with pytest.raises(InfrastructureError, match="another archive"):
-            await client(host.port).push_archive(archive, SHA256, 20)
+    with (
+        ScriptedHost(state("serving", False, "another archive is here already")) as host,
+        pytest.raises(InfrastructureError, match="another archive"),
+    ):
+        await client(host.port).push_archive(archive, SHA256, 20)
 
 
 async def test_an_unknown_state_is_no_fault_of_the_submission(archive: Path) -> None:
-    with ScriptedHost(state("dancing")) as host:
-        with pytest.raises(InfrastructureError, match="dancing"):
-            await client(host.port).push_archive(archive, SHA256, 20)
+    with (
+        ScriptedHost(state("dancing")) as host,
+        pytest.raises(InfrastructureError, match="dancing"),
+    ):
+        await client(host.port).push_archive(archive, SHA256, 20)
 
 
 async def test_a_host_that_dies_while_it_loads_is_lost(archive: Path) -> None:
-    with ScriptedHost(state("waiting"), state("loading")) as host:
-        with pytest.raises(InfrastructureError, match="lost"):
-            await client(host.port).push_archive(archive, SHA256, 20)
+    with (
+        ScriptedHost(state("waiting"), state("loading")) as host,
+        pytest.raises(InfrastructureError, match="lost"),
+    ):
+        await client(host.port).push_archive(archive, SHA256, 20)
 
 
 async def test_loading_beyond_the_deadline_is_the_submissions(archive: Path) -> None:
     answers = state("waiting"), state("loading"), *[state("loading")] * 200
-    with ScriptedHost(*answers) as host:
-        with pytest.raises(SubmissionError, match="in time"):
-            await client(host.port).push_archive(archive, SHA256, 0.5)
-        host._answers.clear()
-        socket.create_connection(("127.0.0.1", host.port)).close()
+    with (
+        ScriptedHost(*answers) as host,
+        pytest.raises(SubmissionError, match="in time"),
+    ):
+        await client(host.port).push_archive(archive, SHA256, 0.5)
 
 
 async def test_nobody_at_the_port_is_lost(archive: Path) -> None:

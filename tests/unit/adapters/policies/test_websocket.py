@@ -13,7 +13,6 @@ from contextlib import contextmanager
 import msgpack
 import numpy as np
 import pytest
-from hostile_servers import Peer, Script, frame, scripted_server
 
 from orchestrator.adapters.policies.websocket import WebSocketConnection, WebSocketConnector
 from orchestrator.domain.errors import (
@@ -25,6 +24,7 @@ from orchestrator.domain.errors import (
     PolicyRaised,
 )
 from orchestrator.submission.wire import packb, unpackb
+from tests.unit.adapters.policies.hostile_servers import Peer, Script, frame, scripted_server
 
 ACTION = frame(packb({"actions": np.zeros(2)}))
 OBSERVATION = {"observation": np.zeros(3)}

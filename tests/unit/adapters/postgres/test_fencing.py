@@ -305,7 +305,8 @@ async def test_a_cancel_that_races_a_result_leaves_exactly_one_end(pool: Pool) -
     await planned_runs(pool, claim)
 
     await asyncio.gather(
-        store.finish(claim, JobStatus.TIMEOUT, a_result("TIMEOUT")), store.request_cancel(1, "changed my mind")
+        store.finish(claim, JobStatus.TIMEOUT, a_result("TIMEOUT")),
+        store.request_cancel(1, "changed my mind"),
     )
 
     assert await pool.fetchval("SELECT status FROM jobs") == "TIMEOUT"

@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -55,11 +56,11 @@ def daemon(environment=None):
 WAIT_FOREVER = "ready(); signal.pause()"
 
 
-def running(script: str) -> Callable[[Path, Path, int], list[str]]:
+def running(script: str, *arguments: str) -> Callable[[Path, Path, int], list[str]]:
     """The command line of a container that runs this script."""
     return lambda port_file, directory, key_fd: [
         *(sys.executable, "-c", PRELUDE + script),
-        *(str(port_file), str(directory), str(key_fd)),
+        *(str(port_file), str(directory), str(key_fd), *arguments),
     ]
 
 
@@ -99,8 +100,10 @@ def other_process(
             process.kill()
 
 
-async def started(base: Path, spec: ContainerSpec, script: str) -> tuple[ProcessContainers, str]:
-    containers = ProcessContainers(base, command=running(script))
+async def started(
+    base: Path, spec: ContainerSpec, script: str, *arguments: str
+) -> tuple[ProcessContainers, str]:
+    containers = ProcessContainers(base, command=running(script, *arguments))
     handle = await containers.create(spec)
     await containers.wait_ready(handle, DEADLINE_SECONDS)
     return containers, handle
@@ -123,7 +126,8 @@ def shim_of(base: Path, spec: ContainerSpec) -> ProcessIdentity:
 
 
 def container_processes(base: Path, spec: ContainerSpec) -> list[psutil.Process]:
-    return marked_with(directory_of(base, spec).marker)
+    found = marked_with(directory_of(base, spec).marker)
+    return [psutil.Process(identity.pid) for identity in found if identity.alive]
 
 
 async def daemon_of(containers: ProcessContainers, handle: str) -> ProcessIdentity:
@@ -145,18 +149,16 @@ program = ["sleep", "600"]
 containers = ProcessContainers(Path(sys.argv[1]), command=lambda *_: program)
 print(asyncio.run(containers.create(spec)))
 """
-    created = await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-c", creator, base, str(spec.container_id), str(spec.installation_id)],
-        stdout=subprocess.PIPE,
-        check=True,
-        text=True,
+    arguments = [str(base), str(spec.container_id), str(spec.installation_id)]
+    creation = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", creator, *arguments), stdout=subprocess.PIPE
     )
+    printed, _ = await creation.communicate()
     successor = ProcessContainers(base)
 
     owned = await successor.list_owned(spec.installation_id)
 
-    handle = created.stdout.splitlines()[-1]
+    handle = printed.decode().splitlines()[-1]
     assert [(each.container_id, each.handle, each.job_id) for each in owned] == [
         (spec.container_id, handle, 7)
     ]
@@ -249,7 +251,8 @@ if os.fork() == 0:
 while True:
     signal.pause()
 """
-    containers, handle = await started(base, spec, WAIT_FOREVER)
+    _, handle = await started(base, spec, WAIT_FOREVER)
+    containers = ProcessContainers(base, stop_timeout_seconds=0.1)
     with other_process(sys.executable, "-c", stubborn) as shim:
         assert shim.stdout is not None
         below = started_at(int(await asyncio.to_thread(shim.stdout.readline)))
@@ -292,7 +295,7 @@ async def test_a_container_ends_with_the_process_that_it_depends_on(base: Path, 
 async def test_a_container_ends_when_its_directory_is_removed(base: Path, spec: ContainerSpec) -> None:
     await started(base, spec, WAIT_FOREVER)
 
-    await asyncio.to_thread(subprocess.run, ["rm", "-rf", base], check=True)
+    await asyncio.to_thread(shutil.rmtree, base)
 
     await until(lambda: container_processes(base, spec) == [])
 
@@ -390,24 +393,47 @@ for _ in range(1500):
     assert list(base.iterdir()) == []
 
 
-async def test_a_fork_bomb_is_ended(base: Path, spec: ContainerSpec) -> None:
-    # A small one that never rests: each process lives for a moment and leaves a successor.
-    script = """
-ready()
-for _ in range(3):
-    if os.fork() == 0:
+CHAIN = """
+# Each process lives for a moment and leaves a successor. Should we fail to end them, they end by themselves.
+fifo = os.open(sys.argv[4], os.O_WRONLY)
+until = time.monotonic() + 20
+if os.fork() > 0:
+    os.wait()
+    ready()
+    signal.pause()
+os.setsid()
+if os.fork() > 0:
+    os._exit(0)
+while time.monotonic() < until:
+    if os.fork() > 0:
+        os._exit(0)
+    if NEW_SESSIONS:
         os.setsid()
-        while True:
-            if os.fork() > 0:
-                os._exit(0)
-            time.sleep(0.002)
-signal.pause()
+    time.sleep(0.002)
+os._exit(0)
 """
-    containers, handle = await started(base, spec, script)
 
-    await containers.remove(handle)
 
-    assert container_processes(base, spec) == []
+@pytest.mark.parametrize(("new_sessions", "shim_killed"), [(False, False), (True, False), (False, True)])
+async def test_a_chain_of_processes_that_replace_each_other_is_ended(
+    base: Path, tmp_path: Path, spec: ContainerSpec, new_sessions: bool, shim_killed: bool
+) -> None:
+    # All of them hold the pipe's writing end: the reader meets the end of file when the last one is gone.
+    os.mkfifo(tmp_path / "fifo")
+    script = CHAIN.replace("NEW_SESSIONS", str(new_sessions))
+    reader = os.open(tmp_path / "fifo", os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        containers, handle = await started(base, spec, script, str(tmp_path / "fifo"))
+        if shim_killed:
+            os.kill(shim_of(base, spec).pid, signal.SIGKILL)
+        with pytest.raises(BlockingIOError):
+            os.read(reader, 1)
+
+        await containers.remove(handle)
+
+        assert os.read(reader, 1) == b""
+    finally:
+        os.close(reader)
 
 
 async def test_cores_set_the_number_of_threads(base: Path, spec: ContainerSpec) -> None:
