@@ -16,9 +16,13 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from orchestrator.adapters.postgres.embedded import embedded_postgres
-from orchestrator.adapters.postgres.migrate import migrate
-from orchestrator.adapters.postgres.pool import Database, open_connection, open_pool
+from orchestrator.ray_environment import prepare_ray_environment
+
+prepare_ray_environment()  # before anything imports ray
+
+from orchestrator.adapters.postgres.embedded import embedded_postgres  # noqa: E402
+from orchestrator.adapters.postgres.migrate import migrate  # noqa: E402
+from orchestrator.adapters.postgres.pool import Database, open_connection, open_pool  # noqa: E402
 
 if TYPE_CHECKING:
     import asyncpg

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -95,7 +96,7 @@ class RolloutCluster:
                 return
             state = table.get("stats", {}).get("scheduling_state", "")
             asked = f"{self._plan.workers} workers of {self._plan.cpus_per_worker:g} CPUs"
-            if state == "INFEASIBLE" and not self._plan.cluster_grows:
+            if not self._plan.cluster_grows and (state == "INFEASIBLE" or await self._exceeds_the_cluster()):
                 raise CannotRun(f"the job asks for {asked}; the cluster has {await _resources()}")
             if time.monotonic() > until:
                 seconds = self._plan.placement_timeout_seconds
@@ -104,9 +105,18 @@ class RolloutCluster:
                 )
             if not said and pause_seconds >= 0.5:
                 said = True
+                log.info("placement_group_waits", job_id=self._plan.job.job_id, state=state)
                 await waiting(f"waits for {asked}")
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(2 * pause_seconds, 0.5)
+
+    async def _exceeds_the_cluster(self) -> bool:
+        """Whether all bundles together are more than all nodes have: Ray may call that NO_RESOURCES for ever."""
+        total: Mapping[str, float] = await asyncio.to_thread(ray.cluster_resources)
+        asked: Counter[str] = Counter()
+        for bundle in self._plan.bundles:
+            asked.update(bundle)
+        return any(amount > total.get(name, 0.0) + 1e-6 for name, amount in asked.items())
 
     def _create(self, index: int) -> Any:
         return RolloutWorker.options(
