@@ -178,11 +178,18 @@ class GatedSubmission:
 
     def played(self) -> list[int]:
         """The episode number of each reset, in order."""
-        return [int(line) for line in self.notes.read_text().split()] if self.notes.exists() else []
+        return [int(line.split()[0]) for line in self._lines()]
+
+    def processes(self) -> set[int]:
+        """The ids of the processes that served the policy."""
+        return {int(line.split()[1]) for line in self._lines()}
+
+    def _lines(self) -> list[str]:
+        return self.notes.read_text().splitlines() if self.notes.exists() else []
 
 
 GATED_AGENT = """
-import pathlib, time
+import os, pathlib, time
 
 GATE = pathlib.Path({gate!r})
 NOTES = pathlib.Path({notes!r})
@@ -192,7 +199,7 @@ class Agent:
     def reset(self, episode, seed):
         self.episode, self.step = episode, 0
         with NOTES.open("a") as file:
-            file.write(f"{{episode}}\\n")
+            file.write(f"{{self.episode}} {{os.getpid()}}\\n")
 
     def act(self, observation):
         self.step += 1

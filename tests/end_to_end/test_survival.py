@@ -1,0 +1,187 @@
+"""What dies in the middle of a job, and what is there afterwards: the same results, each once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import psutil
+import pytest
+
+from orchestrator.adapters.postgres.embedded import embedded_postgres
+from orchestrator.adapters.postgres.migrate import migrate
+from orchestrator.adapters.postgres.server_files import ServerFiles
+from orchestrator.domain.lifecycle import JobStatus
+from tests.end_to_end.conftest import EXAMPLES, GatedSubmission, Plane, running_plane
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrator.domain.messages import EvalJobMessage
+
+pytestmark = pytest.mark.ray
+
+EPISODES = 10
+
+
+def gated_job(plane: Plane, gated: GatedSubmission) -> EvalJobMessage:
+    config = {"seed": 11, "episodes_per_task": EPISODES, "max_episode_steps": 30}
+    return plane.job(gated.directory, config=config)
+
+
+async def finished_episodes(plane: Plane, job: EvalJobMessage) -> set[int]:
+    return {row["episode_id"] for row in await plane.episodes(job) if row["finished"]}
+
+
+async def assert_whole(plane: Plane, job: EvalJobMessage, gated: GatedSubmission, before: set[int]) -> None:
+    """Completed, everything once, and nothing that was finished before was played again."""
+    result = await plane.result(job)
+    assert result.status is JobStatus.COMPLETED
+    assert result.total_episodes == EPISODES
+    plays = Counter(gated.played())
+    assert {episode: plays[episode] for episode in before} == dict.fromkeys(before, 1)
+    episodes = await plane.queued_messages("episode_data")
+    assert sorted(episode["episode_id"] for episode in episodes) == list(range(EPISODES))
+    steps = Counter(
+        (step["episode_id"], step["step"]) for step in await plane.queued_messages("episode_step_data")
+    )
+    assert set(steps.values()) == {1}
+    assert len(steps) == sum(episode["steps"] for episode in episodes)
+    assert len(await plane.queued_messages("eval_result")) == 1
+    assert await plane.pool.fetchval("SELECT count(*) FROM containers") == 0
+
+
+async def test_a_killed_supervisor_is_restarted_and_adopts_the_container(
+    plane: Plane, gated: GatedSubmission
+) -> None:
+    job = gated_job(plane, gated)
+    await plane.submit(job)
+    await gated.reached()
+    before = await finished_episodes(plane, job)
+
+    os.kill(await plane.supervisor_pid(job), signal.SIGKILL)
+    gated.open()
+
+    await assert_whole(plane, job, gated, before)
+    assert before
+    assert len(gated.processes()) == 1
+    assert await plane.pool.fetchval("SELECT epoch FROM jobs") == 2
+
+
+async def test_a_killed_worker_is_replaced_and_only_its_unfinished_episodes_run_again(
+    plane: Plane, gated: GatedSubmission
+) -> None:
+    job = gated_job(plane, gated)
+    await plane.submit(job)
+    await gated.reached()
+    before = await finished_episodes(plane, job)
+
+    (worker,) = [
+        process.pid for process in psutil.process_iter() if title(process).startswith("ray::RolloutWorker")
+    ]
+    os.kill(worker, signal.SIGKILL)
+    gated.open()
+
+    await assert_whole(plane, job, gated, before)
+    assert await plane.pool.fetchval("SELECT epoch FROM jobs") == 1
+
+
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@pytest.mark.parametrize("kind", ["consumer", "sink"])
+async def test_a_killed_consumer_or_sink_is_restarted_and_nothing_is_lost(
+    plane: Plane, gated: GatedSubmission, kind: str
+) -> None:
+    job = gated_job(plane, gated)
+    await plane.submit(job)
+    await gated.reached()
+    before = await finished_episodes(plane, job)
+
+    name = {"consumer": "ray::QueueConsumer", "sink": "ray::ResultSink"}[kind]
+    for process in psutil.process_iter():
+        if title(process).startswith(name):
+            os.kill(process.pid, signal.SIGKILL)
+    gated.open()
+
+    await assert_whole(plane, job, gated, before)
+
+
+async def test_a_restart_of_postgres_in_the_middle_loses_and_doubles_nothing(
+    ray_cluster: None, scratch: Path, gated: GatedSubmission
+) -> None:
+    scratch.chmod(0o755)
+    data_dir = scratch / "pg"
+    async with embedded_postgres(data_dir) as database:
+        await migrate(database.dsn)
+        async with running_plane(database, scratch) as plane:
+            job = gated_job(plane, gated)
+            await plane.submit(job)
+            await gated.reached()
+            before = await finished_episodes(plane, job)
+
+            state = ServerFiles(data_dir).read_state()
+            assert state is not None
+            os.kill(state.pid, signal.SIGKILL)  # the guardian starts it again
+            gated.open()
+
+            await assert_whole_after_reconnect(plane, job, gated, before)
+
+
+async def assert_whole_after_reconnect(plane: Plane, *rest: Any) -> None:
+    """The test's own connections were cut too."""
+    from orchestrator.adapters.postgres.pool import retrying
+
+    await retrying(lambda: plane.pool.fetchval("SELECT 1"), deadline_seconds=60)
+    await plane.pool.expire_connections()
+    await assert_whole(plane, *rest)
+
+
+async def test_fifty_jobs_at_once_run_two_at_a_time_in_the_order_of_priority(
+    ray_cluster: None, database: Any, scratch: Path
+) -> None:
+    from orchestrator.adapters.postgres.pool import open_pool
+    from orchestrator.app import job_store
+    from orchestrator.settings import Settings
+
+    config = {"episodes_per_task": 1, "max_episode_steps": 5, "score": "avg_reward"}
+    async with open_pool(database, application_name="test", max_size=2) as pool:
+        # Queued before anything consumes, so that the order is the queue's alone.
+        maker = Plane(pool, None, scratch)  # type: ignore[arg-type]
+        jobs = [maker.job(EXAMPLES / "cartpole", config=config, priority=index % 5) for index in range(50)]
+        store = job_store(pool, Settings(data_dir=scratch))
+        for job in jobs:
+            await store.insert(job, enqueue=True, local=True)
+
+    async with running_plane(database, scratch, max_concurrent_jobs=2) as plane:
+        results = [await plane.result(job, seconds=600) for job in jobs]
+        rows = await plane.pool.fetch("SELECT job_id, priority, claimed_at, finished_at FROM jobs")
+        episodes = await plane.queued_messages("episode_data")
+        steps = await plane.queued_messages("episode_step_data")
+        queued = await plane.queued_messages("eval_result")
+
+    assert {result.status for result in results} == {JobStatus.COMPLETED}
+    assert sorted(message["job_id"] for message in queued) == [job.job_id for job in jobs]
+    assert len(episodes) == 50
+    assert len(steps) == sum(episode["steps"] for episode in episodes)
+    assert busiest(rows) == 2
+    started = [row["job_id"] for row in sorted(rows, key=lambda row: row["claimed_at"])]
+    wanted = [job.job_id for job in sorted(jobs, key=lambda job: (-job.priority, job.job_id))]
+    # Two are claimed side by side, so neighbours may change places.
+    assert max(abs(started.index(job_id) - place) for place, job_id in enumerate(wanted)) <= 1
+
+
+def busiest(rows: list[Any]) -> int:
+    """How many jobs were held at the same time at the most."""
+    changes = [(row["claimed_at"], 1) for row in rows] + [(row["finished_at"], -1) for row in rows]
+    held = most = 0
+    for _, change in sorted(changes):
+        held += change
+        most = max(most, held)
+    return most
