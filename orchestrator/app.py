@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -15,6 +18,7 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
+import psutil
 import ray
 
 from orchestrator.actors.control_plane import RaySupervisors, sink_name
@@ -38,18 +42,21 @@ from orchestrator.adapters.policies.websocket import WebSocketConnector
 from orchestrator.adapters.postgres.installation import Installation
 from orchestrator.adapters.postgres.job_store import JobRules, PostgresJobStore
 from orchestrator.adapters.postgres.ledger import PostgresLedger
+from orchestrator.adapters.postgres.patience import patient
 from orchestrator.adapters.postgres.pool import Database, open_pool
 from orchestrator.adapters.postgres.queue import TelemetryRows
 from orchestrator.adapters.postgres.reconciliation import ReconciliationQueries
 from orchestrator.adapters.postgres.server_files import default_data_dir
 from orchestrator.adapters.process.containers import ProcessContainers
 from orchestrator.domain.episodes import EpisodeOutcome
-from orchestrator.domain.errors import UsageError
+from orchestrator.domain.errors import InfrastructureError, UsageError
 from orchestrator.domain.messages import EvalResultMessage
 from orchestrator.domain.results import build_result
-from orchestrator.logging import bind_process, configure_logging
+from orchestrator.logging import bind_process, configure_logging, get_logger
 from orchestrator.ports import Claim, ContainerLimits, Containers, Endpoint, Job, PolicyConnector
 from orchestrator.settings import Settings
+
+log = get_logger()
 
 CONSUMER_APPLICATION = "orchestrator consumer"
 EXTERNAL_SCHEME = "ws"
@@ -167,14 +174,17 @@ class ControlPlaneRecipe:
 
     @asynccontextmanager
     async def open_supervision(self, job_id: int, holder: UUID) -> AsyncIterator[JobSupervision]:
-        scratch = (
-            data_directory(self.settings) / "scratch" / str(self.installation.installation_id) / str(job_id)
-        )
+        started_at = time.monotonic()
+        # A directory of this process alone: an older one that thaws must not remove what a newer one uses.
+        installation = str(self.installation.installation_id)
+        name = f"{job_id}-{os.getpid()}-{time.time_ns()}"
+        scratch = data_directory(self.settings) / "scratch" / installation / name
+        await asyncio.to_thread(_sweep_scratch, scratch.parent)
         async with self._pool(f"orchestrator job {job_id}", max_size=4) as pool:
-            store = job_store(pool, self.settings)
+            store = patient(job_store(pool, self.settings), self.settings.lease_seconds)
             parts = SupervisionParts(
                 store=store,
-                ledger=ledger(pool, self.settings),
+                ledger=patient(ledger(pool, self.settings), self.settings.lease_seconds),
                 cluster=self._cluster,
                 policy=lambda claim: self._policy(claim, store, scratch),
                 seed_secret=self.installation.seed_secret(),
@@ -183,9 +193,9 @@ class ControlPlaneRecipe:
                 max_containers=self.settings.max_containers_per_job,
             )
             try:
-                yield JobSupervision(parts, job_id, holder)
+                yield JobSupervision(parts, job_id, holder, started_at)
             finally:
-                shutil.rmtree(scratch, ignore_errors=True)
+                await asyncio.to_thread(_remove_scratch, scratch)
 
     def _pool(self, application: str, max_size: int) -> Any:
         return open_pool(
@@ -208,7 +218,6 @@ class ControlPlaneRecipe:
             workers=job.resources.workers or settings.workers_per_job,
             cpus_per_worker=job.resources.cpus_per_worker or settings.cpus_per_worker,
             node_resource=f"node:{ray.util.get_node_ip_address()}",
-            placement_timeout_seconds=settings.placement_timeout_seconds,
             cluster_grows=self.cluster_grows,
         )
         limits = EpisodeLimits(
@@ -250,7 +259,10 @@ class ControlPlaneRecipe:
         )
         schemes = self.settings.archive_allowed_schemes + (("file",) if claim.job.local else ())
         limits = FetchLimits(
-            self.settings.archive_max_bytes, self.settings.archive_fetch_timeout_seconds, schemes
+            self.settings.archive_max_bytes,
+            self.settings.archive_fetch_timeout_seconds,
+            schemes,
+            hosts=self.settings.archive_allowed_hosts or None,  # empty: any public host
         )
 
         async def fetch() -> Archive:
@@ -273,6 +285,32 @@ class ControlPlaneRecipe:
             disk_bytes=self.settings.container_disk_bytes,
             log_bytes=self.settings.container_log_bytes,
         )
+
+
+async def remove_containers(settings: Settings, installation: Installation) -> None:
+    """Remove what process containers left on this machine, after the Ray that they were bound to has ended."""
+    containers = ProcessContainers(data_directory(settings) / "containers")
+    for owned in await containers.list_owned(installation.installation_id):
+        try:
+            await containers.remove(owned.handle)
+        except InfrastructureError as error:
+            log.warning("container_left", container_id=str(owned.container_id), why=str(error))
+
+
+def _sweep_scratch(directory: Path) -> None:
+    """Remove the scratch directories whose process was killed before it could."""
+    for scratch in directory.glob("*-*-*"):
+        process = scratch.name.split("-")[1]
+        if not (process.isdigit() and psutil.pid_exists(int(process))):
+            _remove_scratch(scratch)
+
+
+def _remove_scratch(scratch: Path) -> None:
+    """Remove a job's scratch directory, and its parents where nothing else is in them."""
+    shutil.rmtree(scratch, ignore_errors=True)
+    for parent in (scratch.parent, scratch.parent.parent):
+        with contextlib.suppress(OSError):
+            parent.rmdir()
 
 
 def _connector(endpoint: Endpoint, key: bytes) -> PolicyConnector:

@@ -57,7 +57,8 @@ def run_command(work: Coroutine[Any, Any, int], *, debug: bool) -> None:
         code = INTERRUPTED
     except BaseExceptionGroup as group:
         code = _report(_leaf(group), debug)
-    except (OrchestratorError, OSError) as error:
+    except Exception as error:  # noqa: BLE001
+        # Whatever it is, a person gets one line and an exit code that means what it says.
         code = _report(error, debug)
     sys.stdout.flush()
     raise typer.Exit(code)
@@ -88,7 +89,9 @@ async def _result_of(task: asyncio.Task[int]) -> int:
 def _report(error: BaseException, debug: bool) -> int:
     if debug:
         traceback.print_exception(error)
-    print(f"error: {str(error) or type(error).__name__}", file=sys.stderr)
+    known = isinstance(error, OrchestratorError)
+    text = str(error) if known else f"{type(error).__name__}: {error} (--debug shows where)"
+    print(f"error: {text}", file=sys.stderr)
     if isinstance(error, UsageError):
         return WRONG_USAGE
     if isinstance(error, SubmissionError):

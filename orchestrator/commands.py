@@ -9,7 +9,7 @@ import os
 import sys
 import uuid
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
@@ -18,7 +18,7 @@ from orchestrator.adapters.postgres.migrate import migrate
 from orchestrator.adapters.postgres.outgoing import messages_of, take_rows
 from orchestrator.adapters.postgres.pool import Database, open_pool
 from orchestrator.app import data_directory, job_store
-from orchestrator.domain.errors import InvalidJob, UsageError
+from orchestrator.domain.errors import InfrastructureError, InvalidJob, OrchestratorError, UsageError
 from orchestrator.domain.messages import OUTGOING_QUEUES, QUEUE_ADD_JOB, EvalJobMessage, EvalResultMessage
 from orchestrator.evaluation import EvalRequest, JobFollower, exit_code, make_jobs
 from orchestrator.presentation import (
@@ -29,8 +29,9 @@ from orchestrator.presentation import (
     write_bundle,
 )
 from orchestrator.progress import ProgressView
-from orchestrator.runtime import control_plane, is_live, open_database
+from orchestrator.runtime import Liveness, control_plane, is_live, open_database
 from orchestrator.settings import Settings
+from orchestrator.waiting import uninterrupted
 
 ReadSettings = Callable[[], Settings]
 CONSUME_POLL_SECONDS = 0.5
@@ -43,17 +44,21 @@ async def evaluate_command(
     settings = read_settings()
     if output is not None:
         check_bundle_directory(output)
-    jobs = make_jobs(requests, data_directory(settings) / "artifacts")
-    _say("starts the database")
+    archives = data_directory(settings) / "artifacts"
+    jobs = make_jobs(requests, archives)
+    _say("starts the database" if settings.database_url is None else "connects to the database")
     async with open_database(settings) as database, _pool(database) as pool:
         follower = JobFollower(pool, settings, jobs)
-        async with AsyncExitStack() as stack:
-            if await is_live(pool):
-                _say("a control plane works on this database already: only submits to it")
-            else:
-                _say("starts Ray and the control plane")
-                await stack.enter_async_context(control_plane(settings, database, cpus=_cpus(settings, jobs)))
-            results = await _submit_and_follow(follower)
+        try:
+            await follower.submit()
+            results = await _evaluated(settings, database, pool, follower, _cpus(settings, jobs))
+        except BaseException:
+            _say("cancels the jobs and cleans up")
+            with contextlib.suppress(TimeoutError, OrchestratorError):
+                await uninterrupted(follower.cancel())
+            raise
+        finally:
+            await uninterrupted(follower.remove_archives(archives))
         outcomes = await follower.outcomes()
         _show(results, as_json=as_json)
         if output is not None:
@@ -62,16 +67,36 @@ async def evaluate_command(
     return exit_code(results)
 
 
-async def _submit_and_follow(follower: JobFollower) -> list[EvalResultMessage]:
-    await follower.submit()
-    try:
-        with ProgressView() as view:
-            return await follower.follow(view.update)
-    except asyncio.CancelledError:
-        _say("interrupted: cancels and cleans up")
-        with contextlib.suppress(TimeoutError):
-            await asyncio.shield(follower.cancel())
-        raise
+async def _evaluated(
+    settings: Settings,
+    database: Database,
+    pool: asyncpg.Pool[asyncpg.Record],
+    follower: JobFollower,
+    cpus: int,
+) -> list[EvalResultMessage]:
+    """The results, by a control plane that works on the database already, or else by one of our own."""
+    with ProgressView() as view:
+        if await is_live(pool):
+            _say("a control plane works on this database already: only submits to it")
+            results = await follower.follow(view.update, Liveness(pool).is_gone)
+            if results is not None:
+                return results
+            _say("that control plane has gone")
+        _say("starts Ray and the control plane")
+        async with control_plane(settings, database, cpus=cpus):
+            try:
+                results = await follower.follow(view.update, Liveness(pool).is_gone)
+            except asyncio.CancelledError:
+                # While the supervisors are there to end their jobs in good order.
+                _say("interrupted: cancels the jobs")
+                with contextlib.suppress(TimeoutError, OrchestratorError):
+                    await uninterrupted(follower.cancel())
+                raise
+        if results is None:
+            raise InfrastructureError(
+                "the control plane ended by itself: run again, with --debug for its logs"
+            )
+        return results
 
 
 def _cpus(settings: Settings, jobs: Sequence[EvalJobMessage]) -> int:
@@ -112,10 +137,23 @@ async def up_command(read_settings: ReadSettings) -> int:
         async with control_plane(settings, database, cpus=os.cpu_count() or 1) as plane:
             _say(f"ready: installation {plane.installation.installation_id} on {database}; Ctrl-C ends it")
             try:
-                await asyncio.Event().wait()
+                async with _pool(database) as pool:
+                    await _until_gone(pool)
             finally:
                 _say("stops")
     return 0
+
+
+async def _until_gone(pool: asyncpg.Pool[asyncpg.Record]) -> None:
+    """Wait until cancelled.
+
+    Raises:
+        InfrastructureError: the consumer has been gone for longer than a restart takes.
+    """
+    liveness = Liveness(pool)
+    while not await liveness.is_gone():
+        await asyncio.sleep(1.0)
+    raise InfrastructureError("the control plane ended by itself: start it again, with --debug for its logs")
 
 
 async def submit_command(read_settings: ReadSettings, path: Path) -> int:

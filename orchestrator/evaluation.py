@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import random
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
-from urllib.parse import quote
+from typing import Any, TypeVar
+from urllib.parse import quote, unquote, urlsplit
 
 import asyncpg
 
 from orchestrator.adapters.artifacts.pack import PackedArchive, existing_archive, pack_directory
 from orchestrator.adapters.benchmarks.registry import load_benchmark
 from orchestrator.adapters.postgres.job_store import PostgresJobStore
-from orchestrator.adapters.postgres.progress import read_progress
+from orchestrator.adapters.postgres.pool import retrying
+from orchestrator.adapters.postgres.progress import read_progress, unfinished_artifacts
 from orchestrator.app import EXTERNAL_SCHEME, job_store, ledger
 from orchestrator.domain.episodes import EpisodeOutcome
 from orchestrator.domain.errors import InfrastructureError, UsageError
@@ -27,7 +30,10 @@ from orchestrator.domain.messages import EvalJobMessage, EvalResultMessage
 from orchestrator.progress import JobProgress
 from orchestrator.settings import Settings
 
+T = TypeVar("T")
+
 POLL_SECONDS = 0.25
+PATIENCE_SECONDS = 60.0
 CANCEL_SECONDS = 60.0
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 
@@ -121,41 +127,70 @@ class JobFollower:
         for job in self._jobs:
             await self._store.insert(job, enqueue=True, local=True)
 
-    async def follow(self, show: Callable[[Sequence[JobProgress]], None]) -> list[EvalResultMessage]:
-        """The results, once every job has one; `show` sees each change."""
-        labels = {job.job_id: f"{job.env_provider}/{job.benchmark_name}" for job in self._jobs}
+    async def follow(
+        self, show: Callable[[Sequence[JobProgress]], None], given_up: Callable[[], Awaitable[bool]]
+    ) -> list[EvalResultMessage] | None:
+        """The results once every job has one, or None when `given_up` says so; `show` sees each change."""
         while True:
-            progress = await read_progress(self._pool, list(labels))
-            jobs = [
-                JobProgress(
-                    job_id=row.job_id,
-                    label=labels[row.job_id],
-                    status=row.status,
-                    done=row.done,
-                    planned=row.planned or None,
-                    successes=row.successes,
-                    detail=row.detail,
-                )
-                for row in progress
-            ]
+            jobs = await self._progress()
             show(jobs)
             if all(job.status.is_final for job in jobs):
                 return [await self._result(job.job_id) for job in jobs]
+            if await given_up():
+                return None
             await asyncio.sleep(POLL_SECONDS)
 
+    async def _progress(self) -> list[JobProgress]:
+        labels = {job.job_id: f"{job.env_provider}/{job.benchmark_name}" for job in self._jobs}
+        rows = await self._patiently(lambda: read_progress(self._pool, list(labels)))
+        return [
+            JobProgress(
+                job_id=row.job_id,
+                label=labels[row.job_id],
+                status=row.status,
+                done=row.done,
+                planned=row.planned or None,
+                successes=row.successes,
+                detail=row.detail,
+            )
+            for row in rows
+        ]
+
     async def cancel(self) -> None:
-        """Ask for every job to be cancelled, and wait until each has ended."""
+        """Ask for every job to be cancelled, and wait until each has ended, whoever ends it."""
         for job in self._jobs:
-            await self._store.request_cancel(job.job_id, "interrupted")
+            await self._patiently(partial(self._store.request_cancel, job.job_id, "interrupted"))
         async with asyncio.timeout(CANCEL_SECONDS):
-            await self.follow(lambda _: None)
+            while not all(job.status.is_final for job in await self._progress()):
+                for job in self._jobs:
+                    await self._store.finish_unheld(
+                        job.job_id, JobStatus.CANCELLED, "interrupted", self._store.failed_result
+                    )
+                await asyncio.sleep(POLL_SECONDS)
+
+    async def _patiently(self, operation: Callable[[], Awaitable[T]]) -> T:
+        return await retrying(operation, deadline_seconds=PATIENCE_SECONDS)
 
     async def outcomes(self) -> dict[int, list[EpisodeOutcome]]:
         """The outcomes of each job, in plan order."""
-        return {job.job_id: await self._ledger.outcomes(job.job_id) for job in self._jobs}
+        return {
+            job.job_id: await self._patiently(partial(self._ledger.outcomes, job.job_id))
+            for job in self._jobs
+        }
+
+    async def remove_archives(self, archives: Path) -> None:
+        """Delete the archives that were packed for these jobs, unless another unfinished job needs one."""
+        packed = {job.artifact_url for job in self._jobs if job.artifact_url}
+        needed = await self._patiently(lambda: unfinished_artifacts(self._pool))
+        for url in packed - needed:
+            path = Path(unquote(urlsplit(url).path))
+            if path.parent == archives:
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            archives.rmdir()
 
     async def _result(self, job_id: int) -> EvalResultMessage:
-        result = await self._store.result(job_id)
+        result = await self._patiently(partial(self._store.result, job_id))
         if result is None:
             raise InfrastructureError(f"job {job_id} is final without a result")
         return result

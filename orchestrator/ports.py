@@ -133,8 +133,8 @@ class JobStore(Protocol):
         """Flag the job for cancelling; its supervisor, or the reconciler, ends it. None: unknown job."""
         ...
 
-    async def release(self, claim: Claim, detail: str) -> None:
-        """Give the lease up, so that the next claim need not wait for it to lapse."""
+    async def release(self, claim: Claim, why: str | None) -> None:
+        """Give the lease up before it lapses: to hand the job over (None), or after a failure of ours."""
         ...
 
     async def last_attempt(self, job_id: int) -> int: ...
@@ -309,6 +309,7 @@ class PolicyConnector(Protocol):
 
         Raises:
             PolicyLost, PolicyLate, PolicyProtocolError, AuthenticationFailed.
+            PolicyRaised: the server could not make an instance of the policy for this connection.
         """
         ...
 

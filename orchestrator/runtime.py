@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,16 +16,20 @@ import asyncpg
 from orchestrator.adapters.postgres.embedded import embedded_postgres
 from orchestrator.adapters.postgres.installation import Installation, has_client, take_generation
 from orchestrator.adapters.postgres.migrate import check_schema, migrate
-from orchestrator.adapters.postgres.pool import Database, open_pool
+from orchestrator.adapters.postgres.pool import Database, open_pool, retrying
 from orchestrator.domain.errors import InfrastructureError
 from orchestrator.logging import get_logger
 from orchestrator.ray_session import make_session_directory, remove_session
 from orchestrator.settings import Settings
+from orchestrator.waiting import uninterrupted
 
 log = get_logger()
 
 RAY_START_SECONDS = 180.0
 RAY_STOP_SECONDS = 60.0
+DATABASE_PATIENCE_SECONDS = 60.0
+LOOK_EVERY_SECONDS = 3.0
+GONE_SECONDS = 45.0
 
 
 @asynccontextmanager
@@ -76,7 +81,7 @@ async def joined_or_local_ray(cpus: int) -> AsyncIterator[bool]:
         ):
             yield True
     finally:
-        await asyncio.to_thread(remove_session, directory)
+        await uninterrupted(asyncio.to_thread(remove_session, directory))
 
 
 @asynccontextmanager
@@ -90,12 +95,12 @@ async def _ray(init: Callable[[Any], Any], clear: Callable[[], None] = lambda: N
         # `ray.init` cannot be interrupted; what it starts has to be stopped all the same.
         with contextlib.suppress(InfrastructureError, TimeoutError):
             await asyncio.wait_for(starting, RAY_START_SECONDS)
-        await _shut_down()
+        await uninterrupted(_shut_down())
         raise
     try:
         yield
     finally:
-        await asyncio.shield(_shut_down())
+        await uninterrupted(_shut_down())
 
 
 def _init_twice(init: Callable[[Any], Any], clear: Callable[[], None]) -> None:
@@ -137,21 +142,47 @@ class ControlPlane:
 async def control_plane(settings: Settings, database: Database, *, cpus: int) -> AsyncIterator[ControlPlane]:
     """Consumer and sink of this code on Ray for the block; stopped afterwards where we started them."""
     from orchestrator.actors.control_plane import start_control_plane, stop_control_plane
-    from orchestrator.app import ControlPlaneRecipe, fingerprint
+    from orchestrator.app import ControlPlaneRecipe, fingerprint, remove_containers
 
-    async with joined_or_local_ray(cpus) as ray_is_ours:
-        async with open_pool(database, application_name="orchestrator start", max_size=1) as pool:
-            installation = await take_generation(pool, fingerprint(settings))
-        recipe = ControlPlaneRecipe(settings, database, installation, actor_log_level=settings.log_level)
-        try:
-            await start_control_plane(recipe)
-            yield ControlPlane(database, installation, ours=ray_is_ours)
-        finally:
-            await asyncio.shield(stop_control_plane(recipe))
+    async with open_pool(database, application_name="orchestrator start", max_size=1) as pool:
+        installation = await take_generation(pool, fingerprint(settings))
+    recipe = ControlPlaneRecipe(settings, database, installation, actor_log_level=settings.log_level)
+    ray_is_ours = False
+    try:
+        async with joined_or_local_ray(cpus) as ray_is_ours:
+            try:
+                await start_control_plane(recipe)
+                yield ControlPlane(database, installation, ours=ray_is_ours)
+            finally:
+                await uninterrupted(stop_control_plane(recipe))
+    finally:
+        if ray_is_ours:
+            await uninterrupted(remove_containers(settings, installation))
 
 
 async def is_live(pool: asyncpg.Pool[asyncpg.Record]) -> bool:
     """Whether a consumer works on this database now."""
     from orchestrator.app import CONSUMER_APPLICATION
 
-    return await has_client(pool, CONSUMER_APPLICATION)
+    return await retrying(
+        lambda: has_client(pool, CONSUMER_APPLICATION),
+        deadline_seconds=DATABASE_PATIENCE_SECONDS,
+        what="looking for a control plane",
+    )
+
+
+class Liveness:
+    """Tells whether a consumer has worked on the database lately; its restart is no reason to give up."""
+
+    def __init__(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
+        self._pool = pool
+        self._looked_at = self._seen_at = time.monotonic()
+
+    async def is_gone(self) -> bool:
+        """Whether no consumer was seen for `GONE_SECONDS`; asks the database every now and then only."""
+        now = time.monotonic()
+        if now - self._looked_at >= LOOK_EVERY_SECONDS:
+            self._looked_at = now
+            if await is_live(self._pool):
+                self._seen_at = time.monotonic()
+        return time.monotonic() - self._seen_at > GONE_SECONDS

@@ -30,6 +30,15 @@ def _postgres_url(value: SecretStr) -> SecretStr:
     return value
 
 
+def _host_entry(value: str) -> str:
+    if not value.strip(".") or any(character in value for character in "*/:@ "):
+        raise ValueError("expected host names like example.org, or .example.org for all names below it")
+    return value
+
+
+_HostEntry = Annotated[str, AfterValidator(_host_entry)]
+
+
 class Settings(BaseSettings):
     """One installation's settings. Variable names are `ORCHESTRATOR_` and the field's name in capitals."""
 
@@ -93,9 +102,6 @@ class Settings(BaseSettings):
     start_up_timeout_seconds: Seconds = 120.0
     """Time for a container to take its archive and for its policy to answer."""
 
-    placement_timeout_seconds: Seconds = 300.0
-    """Time that a job may wait for the cluster's resources."""
-
     connect_timeout_seconds: Seconds = 10.0
     """Time to open one connection to a policy, handshake included."""
 
@@ -111,7 +117,7 @@ class Settings(BaseSettings):
     # ------------------------------------------------------------------------------------ submissions
 
     max_containers_per_job: Count = 10
-    """Containers that a job may use up through faults of its submission."""
+    """Episodes of a job that may end or hang the submission's container before the job is FAILED."""
 
     archive_max_bytes: Bytes = 2 * 2**30
     """Largest submission archive that is fetched."""
@@ -119,8 +125,13 @@ class Settings(BaseSettings):
     archive_fetch_timeout_seconds: Seconds = 300.0
     """Time to fetch a submission archive."""
 
-    archive_allowed_schemes: Annotated[tuple[str, ...], NoDecode] = ("https", "s3")
-    """URL schemes that archives may have, comma-separated; local jobs may use `file` besides."""
+    archive_allowed_schemes: Annotated[tuple[str, ...], NoDecode] = ("https",)
+    """URL schemes that archives may have, comma-separated; local jobs may use `file` besides. Object stores,
+    like `s3`, need their fsspec package, and are read with this machine's credentials for every job."""
+
+    archive_allowed_hosts: Annotated[tuple[_HostEntry, ...], NoDecode] = ()
+    """Hosts (for object stores: buckets) that archives may come from, comma-separated, `.example.org` for all
+    names below it; by default every public one."""
 
     container_memory_bytes: Annotated[int, Field(ge=16 * 2**20)] | None = None
     """Memory that a submission may use, unless the job asks for less."""
@@ -163,9 +174,9 @@ class Settings(BaseSettings):
     retention_rows: Count = 1_000_000
     """Rows that each outgoing telemetry queue keeps at most."""
 
-    @field_validator("archive_allowed_schemes", mode="before")
+    @field_validator("archive_allowed_schemes", "archive_allowed_hosts", mode="before")
     @classmethod
-    def _split_schemes(cls, value: object) -> object:
+    def _split_at_commas(cls, value: object) -> object:
         if isinstance(value, str):
             return tuple(part.strip().lower() for part in value.split(",") if part.strip())
         return value

@@ -36,7 +36,7 @@ class RunKind(StrEnum):
     FINISHED = "finished"
     SUBMISSION_FAULT = "submission_fault"  # certainly theirs
     POLICY_LOST = "policy_lost"  # undecided: the container's evidence says whose fault it was
-    POLICY_LATE = "policy_late"  # undecided, as above
+    POLICY_LATE = "policy_late"  # undecided, as above: an answer, or all of the episode's, took too long
     ENVIRONMENT_ERROR = "environment_error"  # ours
     STOPPED = "stopped"  # not played to its end, for no fault at all: stopped, skipped or stale
 
@@ -210,7 +210,7 @@ class _Episode:
         """The next actions to play, as they came over the wire."""
         left = self.limits.episode_timeout_seconds - self.policy_seconds
         if left <= 0:
-            raise self._episode_timeout(RunKind.SUBMISSION_FAULT)
+            raise self._episode_timeout()
         timeout = min(self.limits.step_timeout_seconds, left)
         started = self.monotonic()
         try:
@@ -218,7 +218,7 @@ class _Episode:
         except PolicyError as error:
             kind, fault = fault_of(error)
             if kind is RunKind.POLICY_LATE and timeout < self.limits.step_timeout_seconds:
-                raise self._episode_timeout(kind) from error
+                raise self._episode_timeout() from error
             raise _Fault(kind, fault, f"step {self.logger.steps}: {error}") from error
         seconds = self.monotonic() - started
         self.logger.policy_latency.add(seconds)
@@ -241,10 +241,11 @@ class _Episode:
     def _bad_action(self, fault: FaultClass, error: OrchestratorError) -> _Fault:
         return _Fault(RunKind.SUBMISSION_FAULT, fault, f"step {self.logger.steps}: {error}")
 
-    def _episode_timeout(self, kind: RunKind) -> _Fault:
+    def _episode_timeout(self) -> _Fault:
+        """Undecided, whether the policy answered or not: other workers' episodes may have slowed it down."""
         limit = self.limits.episode_timeout_seconds
         detail = f"step {self.logger.steps}: the policy's answers took more than {limit:g} s in this episode"
-        return _Fault(kind, FaultClass.EPISODE_TIMEOUT, detail)
+        return _Fault(RunKind.POLICY_LATE, FaultClass.EPISODE_TIMEOUT, detail)
 
 
 def _summary(logger: EpisodeLogger) -> EpisodeSummary:

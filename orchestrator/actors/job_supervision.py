@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 from uuid import UUID
@@ -40,6 +40,7 @@ log = structlog.get_logger(__name__)
 # How often cancel flag and deadline are looked at, between renewals.
 WATCH_SECONDS = 1.0
 CLEAN_UP_SECONDS = 60.0
+MAX_PLANNED_EPISODES = 1_000_000
 
 
 class CannotRun(InfrastructureError):
@@ -72,7 +73,9 @@ class Cluster(Protocol):
 
     async def run(self, index: int, runs: list[EpisodeRun]) -> list[RunReport]: ...
 
-    async def replace(self, index: int) -> None: ...
+    async def replace(self, index: int) -> None:
+        """A new worker in the place of a lost one, whose process is dead even if this raises WorkerLost."""
+        ...
 
     async def settle(self, finished: FinishedEpisode) -> Any: ...
 
@@ -100,6 +103,7 @@ class JobSupervision:
     parts: SupervisionParts
     job_id: int
     holder: UUID
+    started_at: float  # on the monotonic clock: when this process began
     decided: asyncio.Future[ClaimRefusal | None] = field(init=False)
     progress: str = field(default="claims", init=False)
 
@@ -112,6 +116,9 @@ class JobSupervision:
         Raises:
             InfrastructureError: the claim itself was not possible; nothing is held.
         """
+        if time.monotonic() - self.started_at > self.parts.lease_seconds / 3:
+            # An old process that comes back late must not claim under the lease of its own restarted self.
+            raise InfrastructureError(f"job {self.job_id}: too late to claim, this process is too old")
         claim = await self.parts.store.claim(self.job_id, self.holder)
         if isinstance(claim, ClaimRefusal):
             self.decided.set_result(claim)
@@ -122,7 +129,7 @@ class JobSupervision:
         evaluation = Evaluation(self.parts, claim, self._note)
         try:
             status, error = await self._until_the_end(evaluation, claim)
-            return await self._finish(evaluation, claim, status, error)
+            return await self._holding(claim, self._finish(evaluation, claim, status, error))
         except (Fenced, LeaseLapsed) as error:
             # Ours are the workers; container and result belong to whoever claims next.
             log.warning("job_given_up", job_id=self.job_id, epoch=claim.epoch, why=str(error))
@@ -160,7 +167,25 @@ class JobSupervision:
                 task.cancel()
             await asyncio.wait({watch, work}, timeout=CLEAN_UP_SECONDS)
 
-    async def _keep_lease(self, claim: Claim) -> None:
+    async def _holding(self, claim: Claim, work: Coroutine[Any, Any, JobStatus]) -> JobStatus:
+        """Do the work under the lease, whatever flags are raised meanwhile."""
+        task = asyncio.create_task(work)
+        keeper = asyncio.create_task(self._keep_lease(claim, flags=False))
+        try:
+            await asyncio.wait({task, keeper}, return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            keeper.result()
+            raise AssertionError("a lease is kept until it is lost")
+        finally:
+            for each in (task, keeper):
+                each.cancel()
+            await asyncio.wait({task, keeper}, timeout=CLEAN_UP_SECONDS)
+            for each in (task, keeper):
+                if each.done() and not each.cancelled():
+                    each.exception()  # seen: what matters was raised above
+
+    async def _keep_lease(self, claim: Claim, *, flags: bool = True) -> None:
         """Renew every third of the lease and watch the flags in between, until something ends the job."""
         lease_seconds = self.parts.lease_seconds
         renewed_at = time.monotonic()
@@ -180,6 +205,8 @@ class JobSupervision:
                 continue
             if due:
                 renewed_at = asked_at
+            if not flags:
+                continue
             if lease.cancel_requested:
                 raise CancelRequested("cancelled on request")
             if lease.deadline_seconds_left is not None and lease.deadline_seconds_left <= 0:
@@ -221,9 +248,8 @@ class JobSupervision:
 
     async def _release(self, claim: Claim, error: Exception | None) -> None:
         try:
-            why = "handed over" if error is None else f"interrupted by {type(error).__name__}: {error}"
-            detail = f"{why}; will be taken up again"
-            await asyncio.wait_for(self.parts.store.release(claim, detail), self.parts.lease_seconds / 3)
+            why = None if error is None else f"{type(error).__name__}: {error}"
+            await asyncio.wait_for(self.parts.store.release(claim, why), self.parts.lease_seconds / 3)
         except Exception as failure:  # noqa: BLE001 - the lease lapses by itself
             log.warning("lease_not_released", job_id=self.job_id, why=str(failure))
 
@@ -236,11 +262,23 @@ class Evaluation:
         self._claim = claim
         self._note = note
         self._message = claim.job.message
-        self._cluster = parts.cluster(claim)
-        self._policy = parts.policy(claim)
+        self._made_cluster: Cluster | None = None
+        self._made_policy: PolicySource | None = None
         self._description: BenchmarkDescription | None = None
         self._kept_log = ""
         self._failure: str | None = None
+
+    @property
+    def _cluster(self) -> Cluster:
+        if self._made_cluster is None:
+            self._made_cluster = self._parts.cluster(self._claim)
+        return self._made_cluster
+
+    @property
+    def _policy(self) -> PolicySource:
+        if self._made_policy is None:
+            self._made_policy = self._parts.policy(self._claim)
+        return self._made_policy
 
     async def run(self) -> None:
         """Returns when every planned episode has an outcome.
@@ -249,6 +287,7 @@ class Evaluation:
             SubmissionError, UsageError, CannotRun: the job FAILED, with the reason.
             InfrastructureError: ours; to be taken up again.
         """
+        policy = self._policy  # refuses an address that may not be dialled, before anything is asked for
         await self._say("waits for its workers")
         await self._cluster.start(self._say)
         self._description = await self._cluster.describe()
@@ -257,15 +296,14 @@ class Evaluation:
         if not missing:
             return
         await self._say("starts the submission")
-        connector = await self._policy.start(self._claim)
-        async with asyncio.TaskGroup() as group:
-            for index in range(self._cluster.size):
-                group.create_task(self._cluster.prepare(index, connector))
+        connector = await policy.start(self._claim)
+        # Not a TaskGroup: the first error decides as it is, and the others end with the workers.
+        await asyncio.gather(
+            *(self._cluster.prepare(index, connector) for index in range(self._cluster.size))
+        )
         await self._parts.store.set_status(self._claim, JobStatus.RUNNING, f"{len(missing)} episodes to run")
         rollouts = Rollouts(
-            RolloutTools(
-                self._claim, self._parts.ledger, self._cluster, self._policy, self._parts.max_containers
-            ),
+            RolloutTools(self._claim, self._parts.ledger, self._cluster, policy, self._parts.max_containers),
             EpisodeBoard(episode.key for episode in missing),
             connector,
             lambda left: self._note(f"{left} episodes left"),
@@ -279,6 +317,11 @@ class Evaluation:
             or config.episodes_per_task
             or description.default_episodes_per_task
         )
+        if episodes * len(description.task_ids) > MAX_PLANNED_EPISODES:
+            raise UsageError(
+                f"{len(description.task_ids)} tasks of {episodes} episodes are more than the "
+                f"{MAX_PLANNED_EPISODES} that one job may have: split it"
+            )
         secret = self._parts.seed_secret if config.seed is None else open_secret(config.seed)
         group = self._message.seed_group or self._message.competition_id or f"job-{self._message.job_id}"
         if config.seed is not None and self._message.seed_group is None:
@@ -298,20 +341,25 @@ class Evaluation:
             self._failure = "job" if isinstance(error, UsageError) else "infrastructure"
 
     async def read_logs(self) -> str:
+        if self._made_policy is None:
+            return self._kept_log
         try:
-            return await self._policy.logs() or self._kept_log
+            return await self._made_policy.logs() or self._kept_log
         except OrchestratorError as error:
             log.warning("log_not_read", job_id=self._message.job_id, why=str(error))
             return self._kept_log
 
     async def stop_workers(self) -> None:
-        await self._cluster.stop()
+        if self._made_cluster is not None:
+            await self._made_cluster.stop()
 
     async def remove_container(self) -> None:
         """Remove what is ours still; a container that could not be removed is the reconciler's."""
         try:
             await self._policy.remove(self._claim)
-        except InfrastructureError as error:
+        except Fenced:
+            raise
+        except Exception as error:  # noqa: BLE001 - the verdict that was reached counts more
             log.warning("container_left_to_reconciler", job_id=self._message.job_id, why=str(error))
 
     def result(

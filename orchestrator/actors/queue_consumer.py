@@ -12,15 +12,16 @@ from datetime import timedelta
 import asyncpg
 import structlog
 from pgqueuer.adapters.persistence.queries import Queries
+from pgqueuer.core import buffers, executors
 from pgqueuer.core.qm import QueueManager
 from pgqueuer.domain import models, types
 from pgqueuer.domain.errors import RetryRequested
 
-from orchestrator.actors.reconciler import Reconciler, Supervisors
+from orchestrator.actors.reconciler import FORESEEN, Reconciler, Supervisors
 from orchestrator.adapters.postgres.job_store import PostgresJobStore
 from orchestrator.adapters.postgres.pool import retrying
-from orchestrator.domain.errors import InfrastructureError, InvalidJob
-from orchestrator.domain.messages import QUEUE_ADD_JOB, EvalJobMessage
+from orchestrator.domain.errors import InfrastructureError, InvalidJob, UsageError
+from orchestrator.domain.messages import QUEUE_ADD_JOB, EvalJobMessage, printable
 from orchestrator.ports import ClaimRefusal
 
 log = structlog.get_logger(__name__)
@@ -29,9 +30,16 @@ log = structlog.get_logger(__name__)
 HEARTBEAT_TIMEOUT = timedelta(seconds=10)
 DEQUEUE_TIMEOUT = timedelta(seconds=5)
 REFUSED_AGAIN_AFTER = timedelta(seconds=1)
+LONGEST_BACKOFF = timedelta(seconds=30)
 CAPACITY_POLL_SECONDS = 0.25
+FAILED_AGAIN_SECONDS = 2.0
 DATABASE_PATIENCE_SECONDS = 20.0
 STOP_SECONDS = 20.0
+MAX_REASON_CHARS = 2000
+
+
+class RowHeld(UsageError):
+    """No supervisor can ever be found for this row: it stays in the queue as failed, with the reason."""
 
 
 @dataclass
@@ -47,6 +55,23 @@ class BoundedQueueManager(QueueManager):
         if len(self.job_context) >= self.free_slots:
             return set()
         return super().entrypoints_below_capacity_limits()
+
+    async def log_failure(
+        self,
+        job: models.Job,
+        executor: executors.AbstractEntrypointExecutor,
+        exc: Exception,
+        jbuff: buffers.JobStatusLogBuffer,
+    ) -> None:
+        """Hold the row only for a fault of its own.
+
+        Everything else is ours, such as a retry that could not be written: the row stays picked, and is taken
+        again when its heartbeat is old.
+        """
+        if isinstance(exc, RowHeld):
+            await super().log_failure(job, executor, exc, jbuff)
+        else:
+            log.error("add_job_left_picked", row=job.id, exc_info=exc)
 
 
 class QueueConsumer:
@@ -78,7 +103,6 @@ class QueueConsumer:
         The queue manager is never cancelled: pgqueuer deletes the rows of cancelled handlers.
         """
         await self._refresh_capacity()
-        await self._reconciler.reconcile()
         beside = [asyncio.create_task(self._watch_capacity()), asyncio.create_task(self._reconcile())]
         consuming = asyncio.create_task(self._consume())
         try:
@@ -88,6 +112,7 @@ class QueueConsumer:
             for task in beside:
                 task.cancel()
             await asyncio.wait({consuming, *beside}, timeout=STOP_SECONDS)
+            await self._reconciler.close()
 
     def stop(self) -> None:
         """Take no more rows; `work` returns when the handlers in flight are done."""
@@ -109,46 +134,89 @@ class QueueConsumer:
             await asyncio.sleep(CAPACITY_POLL_SECONDS)
             try:
                 await self._refresh_capacity()
-            except InfrastructureError as error:
-                log.warning("capacity_unknown", why=str(error))
+            except Exception:
+                # Without a watcher the capacity of this moment would hold for ever.
+                log.exception("capacity_unknown")
+                await asyncio.sleep(FAILED_AGAIN_SECONDS)
 
     async def _reconcile(self) -> None:
+        """Rounds for as long as the consumer works; the first at once, for what was killed with the last."""
         while True:
-            await asyncio.sleep(self._reconcile_interval_seconds)
             try:
                 await self._reconciler.reconcile()
             except Exception:
                 # The next round may succeed, and without rounds nothing is ever repaired.
                 log.exception("reconciler_round_failed")
+            await asyncio.sleep(self._reconcile_interval_seconds)
 
     async def _refresh_capacity(self) -> None:
         held = await retrying(self._store.held_count, deadline_seconds=DATABASE_PATIENCE_SECONDS)
         self._manager.free_slots = self._max_concurrent_jobs - held
 
     async def _take(self, row: models.Job) -> None:
-        """Handle one `add_job` row: returning acknowledges it, raising holds it with the reason."""
-        payload = row.payload or b""
+        """Handle one `add_job` row; returning acknowledges it.
+
+        pgqueuer stores the text of what is raised, with all that it was raised from, in a JSONB column, and
+        tries again for ever, together with all later acknowledgements, where Postgres refuses it. So only
+        fresh errors with clean text go there.
+
+        Raises:
+            RowHeld: the row itself is at fault.
+            RetryRequested: we are, or there is no capacity; it is taken again after the delay.
+        """
+        try:
+            refusal = await self._bring_to_supervisor(row)
+        except RowHeld as error:
+            log.warning("add_job_held", row=row.id, why=str(error))
+            failure: Exception = RowHeld(_clean(error))
+        except Exception as error:
+            delay = min(REFUSED_AGAIN_AFTER * 2 ** min(row.attempts, 10), LONGEST_BACKOFF)
+            log.warning(
+                "add_job_put_back",
+                row=row.id,
+                again_in_seconds=delay.total_seconds(),
+                why=_clean(error),
+                exc_info=not isinstance(error, FORESEEN),
+            )
+            failure = RetryRequested(delay, _clean(error))
+        else:
+            if refusal is not ClaimRefusal.CAPACITY:
+                return
+            failure = RetryRequested(REFUSED_AGAIN_AFTER, "no capacity")
+        raise failure
+
+    async def _bring_to_supervisor(self, row: models.Job) -> ClaimRefusal | None:
+        """What the claim of the row's job gave; None if a supervisor holds it now."""
+        job_id = await self._enter(row.payload or b"")
+        if job_id is None:
+            return ClaimRefusal.FINAL
+        refusal = await self._supervisors.ensure(job_id)
+        await self._refresh_capacity()
+        log.info("add_job_taken", job_id=job_id, claim=refusal.value if refusal else "held")
+        return refusal
+
+    async def _enter(self, payload: bytes) -> int | None:
+        """The job of the payload, which is in `jobs` from now on; None if it is invalid, and FAILED.
+
+        Raises:
+            RowHeld: the payload names no job, or one that exists with other content.
+        """
         try:
             message = EvalJobMessage.parse(payload)
         except InvalidJob as error:
             if error.job_id is None:
-                log.warning("queue_row_held", row=row.id, why=str(error))
-                raise
+                raise RowHeld(error.reason) from error
             log.warning("job_invalid", job_id=error.job_id, why=error.reason)
             await self._store.insert_invalid(error.job_id, payload, error.reason)
-            return
+            return None
         try:
-            await self._bring_to_supervisor(message)
-        except (InfrastructureError, TimeoutError, OSError) as error:
-            log.warning("add_job_put_back", job_id=message.job_id, why=str(error))
-            raise RetryRequested(REFUSED_AGAIN_AFTER, str(error)) from error
+            await retrying(
+                lambda: self._store.insert(message, enqueue=False), deadline_seconds=DATABASE_PATIENCE_SECONDS
+            )
+        except UsageError as error:
+            raise RowHeld(str(error)) from error
+        return message.job_id
 
-    async def _bring_to_supervisor(self, message: EvalJobMessage) -> None:
-        await retrying(
-            lambda: self._store.insert(message, enqueue=False), deadline_seconds=DATABASE_PATIENCE_SECONDS
-        )
-        refusal = await self._supervisors.ensure(message.job_id)
-        await self._refresh_capacity()
-        if refusal is ClaimRefusal.CAPACITY:
-            raise RetryRequested(REFUSED_AGAIN_AFTER, "no capacity")
-        log.info("add_job_taken", job_id=message.job_id, claim=refusal.value if refusal else "held")
+
+def _clean(error: Exception) -> str:
+    return printable(str(error) or type(error).__name__)[:MAX_REASON_CHARS]

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
-from typing import Protocol
+import functools
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
 from uuid import UUID
 
 import structlog
 
 from orchestrator.adapters.postgres.job_store import PostgresJobStore
-from orchestrator.adapters.postgres.reconciliation import ReconciliationQueries
+from orchestrator.adapters.postgres.reconciliation import Overdue, ReconciliationQueries
 from orchestrator.domain.errors import OrchestratorError
 from orchestrator.domain.lifecycle import JobStatus
-from orchestrator.ports import ClaimRefusal, Containers, UnheldResultBuilder
+from orchestrator.ports import ClaimRefusal, Containers, OwnedContainer, UnheldResultBuilder
 
 log = structlog.get_logger(__name__)
+
+# The queries of a step and what it waits for; none of them may keep the next step from its turn.
+STEP_SECONDS = 60.0
+# A round waits this long for what may be slow (Ray, containers); the rest goes on beside the next rounds.
+PATIENCE_SECONDS = 10.0
+SLOW_ITEM_SECONDS = 600.0
+CLOSE_SECONDS = 5.0
+# A supervisor stops its workers after the result is stored, for as long as a minute.
+SUPERVISOR_GRACE_SECONDS = 90.0
+
+# Removals block threads, which calls to Ray need too.
+REMOVALS_AT_ONCE = 3
+REMOVAL_SECONDS = 60.0
+
+# What says all by its message; the rest is logged with its traceback.
+FORESEEN = (OrchestratorError, OSError)
+
+Key = TypeVar("Key", int, UUID)  # of a job, of a container
 
 
 class Supervisors(Protocol):
@@ -29,10 +49,22 @@ class Supervisors(Protocol):
         """For a job whose lease lapsed: restart a frozen supervisor, or make sure that there is one."""
         ...
 
+    async def jobs(self) -> list[int]:
+        """The jobs that have a supervisor now, in whatever state it is."""
+        ...
+
+    async def end(self, job_id: int) -> None:
+        """End the supervisor of a job that is over, also a frozen one; none is fine."""
+        ...
+
 
 @dataclass(frozen=True)
 class Reconciler:
-    """One round is `reconcile`. One job a transaction; a failing step never keeps the others from running."""
+    """One round is `reconcile`. A failing step keeps no other from running, a failing item no other item.
+
+    What may be slow runs in tasks of the reconciler: one at a time for each job or container, each with a
+    deadline. `close` ends them.
+    """
 
     store: PostgresJobStore
     queries: ReconciliationQueries
@@ -43,6 +75,13 @@ class Reconciler:
     retention_seconds: float
     retention_rows: int
     unheld_result: UnheldResultBuilder
+    patience_seconds: float = PATIENCE_SECONDS
+    _slow: dict[tuple[str, int | UUID], asyncio.Task[None]] = field(
+        default_factory=dict, init=False, repr=False
+    )
+    _removals: asyncio.Semaphore = field(
+        default_factory=lambda: asyncio.Semaphore(REMOVALS_AT_ONCE), init=False, repr=False
+    )
 
     async def reconcile(self) -> None:
         """Everything once, in the order of urgency."""
@@ -51,54 +90,144 @@ class Reconciler:
             self.cancel_for_silent_clients,
             self.revive_unsupervised_jobs,
             self.start_forgotten_jobs,
+            self.end_finished_supervisors,
             self.remove_orphaned_containers,
             self.prune,
         ):
             try:
-                await step()
-            except (OrchestratorError, OSError, TimeoutError) as error:
-                log.warning("reconciler_step_failed", step=step.__name__, why=str(error))
+                async with asyncio.timeout(STEP_SECONDS):
+                    await step()
+            except Exception as error:  # noqa: BLE001 - the top of a loop
+                _warn("reconciler_step_failed", error, step=step.__name__)
+
+    async def close(self) -> None:
+        """Cancel what still runs beside the rounds."""
+        tasks = list(self._slow.values())
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=CLOSE_SECONDS)
+
+    # ---------------------------------------------------------------------------------------- steps
 
     async def end_overdue_jobs(self) -> None:
+        """Deadlines and cancel flags of jobs that no supervisor holds."""
         for overdue in await self.queries.overdue():
-            status = JobStatus.CANCELLED if overdue.cancelled else JobStatus.TIMEOUT
-            if await self.store.finish_unheld(overdue.job_id, status, overdue.reason, self.unheld_result):
-                log.info("job_ended_by_reconciler", job_id=overdue.job_id, status=status.value)
+            await _alone("end_overdue_job", overdue.job_id, self._end_overdue_job(overdue))
 
     async def cancel_for_silent_clients(self) -> None:
+        """Cancel the jobs whose client let its lease lapse."""
         for job_id in await self.queries.expired_clients():
-            await self.store.request_cancel(job_id, "its client has gone away")
-            log.info("job_cancelled_by_reconciler", job_id=job_id)
+            await _alone("cancel_for_silent_client", job_id, self._cancel_for_silent_client(job_id))
 
     async def revive_unsupervised_jobs(self) -> None:
-        jobs = await self.queries.unsupervised()
-        for job_id in jobs:
-            log.info("job_revived_by_reconciler", job_id=job_id)
-        await asyncio.gather(*(self.supervisors.revive(job_id) for job_id in jobs))
+        """Give every held job without a live lease a supervisor."""
+        await self._beside("revive_job", await self.queries.unsupervised(), self._revive_job)
 
     async def start_forgotten_jobs(self) -> None:
+        """Start QUEUED jobs that have no `add_job` row, by priority, within capacity."""
         free = self.max_concurrent_jobs - await self.store.held_count()
-        if free <= 0:
-            return
-        for job_id in await self.queries.queued_without_row(free):
-            log.info("job_started_by_reconciler", job_id=job_id)
-            await self.supervisors.ensure(job_id)
+        if free > 0:
+            await self._beside(
+                "start_job", await self.queries.queued_without_row(free), self._start_forgotten_job
+            )
+
+    async def end_finished_supervisors(self) -> None:
+        """A supervisor ends itself when its job is over: one that is still there later is frozen."""
+        supervised = await self.supervisors.jobs()
+        over = await self.queries.over(supervised, grace_seconds=SUPERVISOR_GRACE_SECONDS)
+        await self._beside("end_supervisor", over, self._end_supervisor)
 
     async def remove_orphaned_containers(self) -> None:
         """Whatever carries our label and is not the current container of a held job."""
-        for owned in await self.containers.list_owned(self.installation_id):
-            if owned.expired or await self.store.mark_unclaimed_removing(owned.container_id):
-                log.info("container_removed_by_reconciler", container_id=str(owned.container_id))
-                await self.containers.remove(owned.handle)
-                await self.store.forget_container(owned.container_id)
-        here = {owned.container_id for owned in await self.containers.list_owned(self.installation_id)}
-        for container_id in await self.queries.containers_being_removed():
-            if container_id not in here:
-                await self.store.forget_container(container_id)
+        # Read first: a removal that begins after this is not taken for one that has ended.
+        being_removed = await self.queries.containers_being_removed()
+        owned = {each.container_id: each for each in await self.containers.list_owned(self.installation_id)}
+        for container_id in being_removed:
+            if container_id not in owned:
+                await _alone("forget_container", container_id, self.store.forget_container(container_id))
+        await self._beside("remove_container", owned, lambda key: self._remove_unless_claimed(owned[key]))
 
     async def prune(self) -> None:
+        """Bound what nobody consumes."""
         pruned = await self.queries.prune(
             age_seconds=self.retention_seconds, rows_per_queue=self.retention_rows
         )
         if pruned:
             log.info("queue_rows_pruned", rows=pruned)
+
+    # ---------------------------------------------------------------------------------------- items
+
+    async def _end_overdue_job(self, overdue: Overdue) -> None:
+        status = JobStatus.CANCELLED if overdue.cancelled else JobStatus.TIMEOUT
+        if await self.store.finish_unheld(overdue.job_id, status, overdue.reason, self.unheld_result):
+            log.info("job_ended_by_reconciler", job_id=overdue.job_id, status=status.value)
+
+    async def _cancel_for_silent_client(self, job_id: int) -> None:
+        await self.store.request_cancel(job_id, "its client has gone away")
+        log.info("job_cancelled_by_reconciler", job_id=job_id)
+
+    async def _revive_job(self, job_id: int) -> None:
+        log.info("job_revived_by_reconciler", job_id=job_id)
+        await self.supervisors.revive(job_id)
+
+    async def _start_forgotten_job(self, job_id: int) -> None:
+        log.info("job_started_by_reconciler", job_id=job_id)
+        await self.supervisors.ensure(job_id)
+
+    async def _end_supervisor(self, job_id: int) -> None:
+        log.warning("finished_supervisor_is_still_there", job_id=job_id)
+        await self.supervisors.end(job_id)
+
+    async def _remove_unless_claimed(self, owned: OwnedContainer) -> None:
+        unclaimed = await self.store.mark_unclaimed_removing(owned.container_id)
+        if not unclaimed and not owned.expired:
+            return
+        async with self._removals, asyncio.timeout(REMOVAL_SECONDS):
+            log.info("container_removed_by_reconciler", container_id=str(owned.container_id))
+            await self.containers.remove(owned.handle)
+        await self.store.forget_container(owned.container_id)
+
+    # ----------------------------------------------------------------------------------- slow items
+
+    async def _beside(
+        self, what: str, keys: Iterable[Key], operation: Callable[[Key], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Begin `operation` for every key that it does not run for yet, and wait for all for a while."""
+        waiting = []
+        for key in keys:
+            if (what, key) in self._slow:
+                continue
+            task = asyncio.create_task(_bounded(what, key, operation(key)))
+            self._slow[what, key] = task
+            task.add_done_callback(functools.partial(self._forget, what, key))
+            waiting.append(task)
+        if waiting:
+            _, unfinished = await asyncio.wait(waiting, timeout=self.patience_seconds)
+            if unfinished:
+                log.warning("reconciler_goes_on", what=what, unfinished=len(unfinished))
+
+    def _forget(self, what: str, key: int | UUID, _: asyncio.Task[None]) -> None:
+        del self._slow[what, key]
+
+
+async def _bounded(what: str, key: int | UUID, operation: Awaitable[None]) -> None:
+    async def within_time() -> None:
+        async with asyncio.timeout(SLOW_ITEM_SECONDS):
+            await operation
+
+    await _alone(what, key, within_time())
+
+
+async def _alone(what: str, key: int | UUID, operation: Awaitable[None]) -> None:
+    """Let a failure stay with its item: the next round comes back to it, and the others go on."""
+    try:
+        await operation
+    except Exception as error:  # noqa: BLE001 - the top of a loop
+        name = "container_id" if isinstance(key, UUID) else "job_id"
+        _warn("reconciler_item_failed", error, what=what, **{name: str(key)})
+
+
+def _warn(event: str, error: Exception, **fields: str) -> None:
+    why = str(error) or type(error).__name__
+    log.warning(event, why=why, exc_info=not isinstance(error, FORESEEN), **fields)

@@ -7,6 +7,7 @@ import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import asyncpg
 import structlog
 
 from orchestrator.actors.episode_publisher import size_bytes
@@ -16,6 +17,21 @@ from orchestrator.domain.errors import InfrastructureError, OrchestratorError
 from orchestrator.ports import Ledger
 
 log = structlog.get_logger(__name__)
+
+# What no second try changes: the values themselves, or our own code. All else (a lock not given in time, a
+# full disk, a pool that closes) may pass, and the episodes are sent again.
+_REFUSALS = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.SyntaxOrAccessError,
+    asyncpg.ProgramLimitExceededError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+)
 
 
 class SinkIsFull(InfrastructureError):
@@ -37,7 +53,8 @@ class _Delivery:
 class ResultSink:
     """Group commit: all deliveries that wait go into the next transaction, within the caps.
 
-    `max_bytes` bounds what is held here; `batch_episodes` what one transaction commits.
+    `max_bytes` bounds what is held here, whole episodes and parts together; `batch_episodes` what one
+    transaction commits.
     """
 
     ledger: Ledger
@@ -47,6 +64,7 @@ class ResultSink:
     committed: int = field(default=0, init=False)
     _waiting: list[_Delivery] = field(default_factory=list, init=False)
     _held_bytes: int = field(default=0, init=False)
+    _closed: bool = field(default=False, init=False)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition, init=False)
 
     async def commit(self, finished: Sequence[FinishedEpisode]) -> list[CommitOutcome]:
@@ -54,43 +72,78 @@ class ResultSink:
 
         Raises:
             SinkIsFull: there was no room within `database_patience_seconds`.
-            InfrastructureError: the database did not answer in that time; nothing, or all, was committed.
+            InfrastructureError: the database did not answer in that time, or the sink closed; nothing, or
+                all, was committed.
+            SinkRefused: the database will never take them.
         """
         if not finished:
             return []
         size = sum(map(size_bytes, finished))
         delivery = _Delivery(finished, size, asyncio.get_running_loop().create_future())
-        try:
-            async with asyncio.timeout(self.database_patience_seconds), self._changed:
-                await self._changed.wait_for(lambda: not self._held_bytes or self._fits(size))
-                self._waiting.append(delivery)
-                self._held_bytes += size
-                self._changed.notify_all()
-        except TimeoutError as error:
-            raise SinkIsFull(f"the result sink holds {self._held_bytes} bytes") from error
+        await self._take_room(size, delivery)
         return await delivery.outcome
 
     async def stage(self, run: EpisodeRun, part: int, messages: Sequence[bytes]) -> bool:
-        """Store a part of a long episode; False where its run is void."""
-        return await retrying(
-            lambda: self.ledger.stage_part(run, part, messages),
-            deadline_seconds=self.database_patience_seconds,
-            what="staging a part of an episode",
-        )
+        """Store a part of a long episode; False where its run is void. Staging it again does no harm.
+
+        Raises:
+            SinkIsFull, InfrastructureError, SinkRefused: as `commit`.
+        """
+        size = sum(map(len, messages))
+        await self._take_room(size)
+        try:
+            return await retrying(
+                lambda: self.ledger.stage_part(run, part, messages),
+                deadline_seconds=self.database_patience_seconds,
+                what="staging a part of an episode",
+            )
+        except InfrastructureError:
+            raise
+        except Exception as error:
+            raise _for_the_caller(error) from error
+        finally:
+            await self._give_room(size)
 
     async def work(self) -> None:
-        """Commit until cancelled."""
-        while True:
-            batch = await self._next_batch()
-            try:
-                await self._commit(batch)
-            finally:
-                async with self._changed:
-                    self._held_bytes -= sum(delivery.size for delivery in batch)
+        """Commit until cancelled. At its end, however it comes, nobody is left waiting."""
+        try:
+            while True:
+                batch = await self._next_batch()
+                try:
+                    await self._commit(batch)
+                finally:
+                    for delivery in batch:
+                        self._answer(delivery, _closed())  # where no answer was reached
+                    await self._give_room(sum(delivery.size for delivery in batch))
+        finally:
+            self._closed = True
+            left, self._waiting = self._waiting, []
+            for delivery in left:
+                self._answer(delivery, _closed())
+            await self._give_room(sum(delivery.size for delivery in left))
+
+    async def _take_room(self, size: int, delivery: _Delivery | None = None) -> None:
+        """Wait for room; a delivery is put in line in the same moment."""
+        try:
+            async with asyncio.timeout(self.database_patience_seconds), self._changed:
+                await self._changed.wait_for(lambda: self._closed or self._fits(size))
+                if self._closed:
+                    raise _closed()
+                self._held_bytes += size
+                if delivery is not None:
+                    self._waiting.append(delivery)
                     self._changed.notify_all()
+        except TimeoutError as error:
+            raise SinkIsFull(f"the result sink holds {self._held_bytes} bytes") from error
+
+    async def _give_room(self, size: int) -> None:
+        self._held_bytes -= size
+        async with self._changed:
+            self._changed.notify_all()
 
     def _fits(self, size: int) -> bool:
-        return self._held_bytes + size <= self.max_bytes
+        # What is larger than the cap by itself goes alone.
+        return not self._held_bytes or self._held_bytes + size <= self.max_bytes
 
     async def _next_batch(self) -> list[_Delivery]:
         async with self._changed:
@@ -110,19 +163,8 @@ class ResultSink:
                 deadline_seconds=self.database_patience_seconds,
                 what="committing finished episodes",
             )
-        except InfrastructureError as error:
-            log.warning("episodes_not_committed", episodes=len(episodes), why=str(error))
-            for delivery in batch:
-                self._answer(delivery, error)
-            return
-        except Exception as error:
-            if len(batch) > 1:
-                # One bad episode must not hold up the others.
-                for delivery in batch:
-                    await self._commit([delivery])
-                return
-            log.exception("episodes_refused", episodes=len(episodes))
-            self._answer(batch[0], SinkRefused(f"{type(error).__name__}: {error}"))
+        except Exception as error:  # noqa: BLE001 - every caller gets it, with what to do about it
+            await self._not_committed(batch, error)
             return
         self.committed += outcomes.count(CommitOutcome.COMMITTED)
         position = 0
@@ -131,10 +173,40 @@ class ResultSink:
             position += len(delivery.episodes)
             self._answer(delivery, answers)
 
+    async def _not_committed(self, batch: Sequence[_Delivery], error: Exception) -> None:
+        answer = _for_the_caller(error)
+        if isinstance(answer, SinkRefused) and len(batch) > 1:
+            # One bad episode must not hold up the others.
+            for delivery in batch:
+                await self._commit([delivery])
+            return
+        log.warning(
+            "episodes_not_committed",
+            deliveries=len(batch),
+            why=str(answer),
+            exc_info=error if isinstance(answer, SinkRefused) else None,
+        )
+        for delivery in batch:
+            self._answer(delivery, answer)
+
     @staticmethod
     def _answer(delivery: _Delivery, answer: list[CommitOutcome] | Exception) -> None:
-        with contextlib.suppress(asyncio.InvalidStateError):  # the caller gave up: it will send again
+        with contextlib.suppress(asyncio.InvalidStateError):  # answered, or its caller gave up
             if isinstance(answer, Exception):
                 delivery.outcome.set_exception(answer)
             else:
                 delivery.outcome.set_result(answer)
+
+
+def _for_the_caller(error: Exception) -> OrchestratorError:
+    """The error as workers know it: whether to send again. It pickles, whatever `error` holds."""
+    if isinstance(error, InfrastructureError):
+        return error
+    words = f"{type(error).__name__}: {error}"
+    if isinstance(error, _REFUSALS):
+        return SinkRefused(words)
+    return InfrastructureError(words)
+
+
+def _closed() -> InfrastructureError:
+    return InfrastructureError("the result sink has closed: send again")

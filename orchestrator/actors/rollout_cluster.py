@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import random
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any, TypeVar
 
 import ray
 import structlog
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import (
     PlacementGroup,
     placement_group,
@@ -36,8 +37,11 @@ T = TypeVar("T")
 # A cold worker on a busy machine needs tens of seconds for its process and the simulator's import.
 START_SECONDS = 180.0
 PING_EVERY_SECONDS = 3.0
+# A node that is away for a moment, or not there yet, must not fail a job.
+IMPOSSIBLE_SECONDS = 5.0
 PING_ANSWER_SECONDS = 10.0
 SINK_ANSWER_SECONDS = 30.0
+SINK_PATIENCE_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,6 @@ class ClusterPlan:
     workers: int
     cpus_per_worker: float
     node_resource: str | None
-    placement_timeout_seconds: float
     cluster_grows: bool
 
     @property
@@ -87,31 +90,37 @@ class RolloutCluster:
         await asyncio.gather(*(self._answer(worker.ping.remote()) for worker in self._workers))
 
     async def _placed(self, group: PlacementGroup, waiting: Callable[[str], Awaitable[None]]) -> None:
-        """Wait for the group. It never fails by itself, so its scheduling state is read."""
-        until = time.monotonic() + self._plan.placement_timeout_seconds
+        """Wait for the group. It never fails by itself, so its scheduling state is read.
+
+        Others may use what it needs: how long it waits for them is the job's own deadline.
+        """
+        asked = f"{self._plan.workers} workers of {self._plan.cpus_per_worker:g} CPUs"
         pause_seconds, said = 0.01, False
+        doubted_at: float | None = None
         while True:
             table = await asyncio.to_thread(placement_group_table, group)
             if table.get("state") == "CREATED":
                 return
-            state = table.get("stats", {}).get("scheduling_state", "")
-            asked = f"{self._plan.workers} workers of {self._plan.cpus_per_worker:g} CPUs"
-            if not self._plan.cluster_grows and (state == "INFEASIBLE" or await self._exceeds_the_cluster()):
+            if not await self._looks_impossible(table):
+                doubted_at = None
+            elif doubted_at is None:
+                doubted_at = time.monotonic()
+            elif time.monotonic() - doubted_at > IMPOSSIBLE_SECONDS:
                 raise CannotRun(f"the job asks for {asked}; the cluster has {await _resources()}")
-            if time.monotonic() > until:
-                seconds = self._plan.placement_timeout_seconds
-                raise CannotRun(
-                    f"no room for {asked} within {seconds:g} s; the cluster has {await _resources()}"
-                )
             if not said and pause_seconds >= 0.5:
                 said = True
-                log.info("placement_group_waits", job_id=self._plan.job.job_id, state=state)
                 await waiting(f"waits for {asked}")
             await asyncio.sleep(pause_seconds)
             pause_seconds = min(2 * pause_seconds, 0.5)
 
+    async def _looks_impossible(self, table: Mapping[str, Any]) -> bool:
+        if self._plan.cluster_grows:
+            return False
+        state = table.get("stats", {}).get("scheduling_state", "")
+        return state == "INFEASIBLE" or await self._exceeds_the_cluster()
+
     async def _exceeds_the_cluster(self) -> bool:
-        """Whether all bundles together are more than all nodes have: Ray may call that NO_RESOURCES for ever."""
+        """Whether the bundles together are more than all nodes have: Ray may call that NO_RESOURCES."""
         total: Mapping[str, float] = await asyncio.to_thread(ray.cluster_resources)
         asked: Counter[str] = Counter()
         for bundle in self._plan.bundles:
@@ -142,7 +151,7 @@ class RolloutCluster:
         Raises:
             WorkerLost: it died meanwhile.
         """
-        setup = replace(self._setup, connector=connector, sink=self._sink())
+        setup = replace(self._setup, connector=connector, sink=await asyncio.to_thread(self._sink))
         await self._answer(self._workers[index].prepare.remote(setup))
 
     async def run(self, index: int, runs: list[EpisodeRun]) -> list[RunReport]:
@@ -170,15 +179,30 @@ class RolloutCluster:
         await self._answer(self._workers[index].ping.remote())
 
     async def settle(self, finished: FinishedEpisode) -> CommitOutcome:
-        """Commit an episode whose fault the supervisor decided on."""
-        outcomes = await self._answer(self._sink().commit.remote([finished]), SINK_ANSWER_SECONDS)
-        return CommitOutcome(outcomes[0])
+        """Commit an episode whose fault the supervisor decided on.
+
+        Raises:
+            InfrastructureError: the sink did not acknowledge in time.
+        """
+        until = time.monotonic() + SINK_PATIENCE_SECONDS
+        pause_seconds = 0.1
+        while True:
+            try:
+                sink = await asyncio.to_thread(self._sink)
+                outcomes = await asyncio.wait_for(_value(sink.commit.remote([finished])), SINK_ANSWER_SECONDS)
+                return CommitOutcome(outcomes[0])
+            except (RayError, InfrastructureError, TimeoutError, ValueError) as error:
+                # A sink that restarts: sending again is safe, the ledger is idempotent.
+                if time.monotonic() > until:
+                    raise InfrastructureError(f"the result sink does not answer: {error}") from error
+                await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))  # noqa: S311
+                pause_seconds = min(2 * pause_seconds, 2.0)
 
     async def stop(self) -> None:
         """Workers and placement group are gone when it returns. Idempotent."""
         workers, self._workers = self._workers, []
         for worker in workers:
-            with contextlib.suppress(RayActorError):
+            with contextlib.suppress(RayError):
                 await asyncio.to_thread(ray.kill, worker)
         group, self._group = self._group, None
         if group is not None:
@@ -187,13 +211,14 @@ class RolloutCluster:
     async def _answer(self, reference: Any, timeout_seconds: float | None = START_SECONDS) -> Any:
         try:
             return await asyncio.wait_for(_value(reference), timeout_seconds)
-        except TimeoutError as error:
-            raise WorkerLost(f"no answer within {timeout_seconds:g} s") from error
-        except RayActorError as error:
-            raise WorkerLost(str(error).splitlines()[0]) from error
         except RayTaskError as error:
             cause = error.cause
             raise (cause if isinstance(cause, Exception) else InfrastructureError(str(error))) from error
+        except RayError as error:
+            # The actor, its node or its memory: all of it is ours, and the worker is replaced.
+            raise WorkerLost(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+        except TimeoutError as error:
+            raise WorkerLost(f"no answer within {timeout_seconds} s") from error
 
 
 async def _value(reference: Any) -> Any:

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import random
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import structlog
 
 from orchestrator.actors.episode_board import EpisodeBoard
-from orchestrator.actors.episode_logger import with_fault
 from orchestrator.actors.episode_runner import UNDECIDED, RunKind, RunReport
+from orchestrator.actors.fruitless_faults import FruitlessFaults
+from orchestrator.actors.policy_judge import PolicyJudge, Ruling
 from orchestrator.actors.submission_container import PolicySource
-from orchestrator.domain.episodes import CommitOutcome, EpisodeKey, FaultClass
-from orchestrator.domain.errors import InfrastructureError, SubmissionError
-from orchestrator.ports import Claim, Ledger, PolicyConnector, Verdict
+from orchestrator.domain.episodes import CommitOutcome, EpisodeKey
+from orchestrator.domain.errors import Fenced, InfrastructureError, SubmissionError, UsageError
+from orchestrator.ports import Claim, Ledger, PolicyConnector
 
 if TYPE_CHECKING:
     from orchestrator.actors.job_supervision import Cluster
@@ -25,9 +25,6 @@ log = structlog.get_logger(__name__)
 
 # Episodes handed over at once: enough that a short episode does not wait for a round trip through us.
 MAX_RUNS_AT_ONCE = 8
-# Our own faults in a row, without any outcome in between, before the job is given back.
-MAX_FRUITLESS_FAULTS = 5
-MAX_PAUSE_SECONDS = 5.0
 
 
 class WorkerLost(InfrastructureError):
@@ -36,13 +33,31 @@ class WorkerLost(InfrastructureError):
 
 @dataclass(frozen=True)
 class RolloutTools:
-    """What the rollouts of a job work with."""
+    """What the rollouts of a job work with. `PolicyJudge` says what `max_containers` limits."""
 
     claim: Claim
     ledger: Ledger
     cluster: Cluster
     policy: PolicySource
     max_containers: int
+
+
+@dataclass(slots=True)
+class _Worker:
+    index: int
+    container: int = 1  # the container that it was prepared for; 0: none
+    lost: bool = False
+
+
+@dataclass(slots=True)
+class _Landing:
+    """What a hand-over came to."""
+
+    again: list[EpisodeKey] = field(default_factory=list)
+    alone: list[EpisodeKey] = field(default_factory=list)
+    unsure: list[EpisodeKey] = field(default_factory=list)  # the ledger knows whether they have an outcome
+    outcomes: int = 0
+    fault: str | None = None  # of ours; one for all the episodes that it spoiled
 
 
 class Rollouts:
@@ -54,49 +69,52 @@ class Rollouts:
         board: EpisodeBoard,
         connector: PolicyConnector,
         note: Callable[[int], None],
+        pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
+        """Every worker of the cluster is prepared for `connector`.
+
+        `note` is told the number of episodes left; `pause` waits for some seconds after a fault of ours.
+        """
         self._tools = tools
         self._board = board
-        self._connector = connector
         self._note = note
+        self._faults = FruitlessFaults(pause)
+        self._judge = PolicyJudge(tools, board, connector, self._faults)
         self._changed = asyncio.Condition()
-        self._container = 1  # counts the containers of this incarnation
-        self._connected_to = [1] * tools.cluster.size
-        self._replacing = asyncio.Lock()
-        self._fruitless_faults = 0
 
     async def run(self) -> None:
-        """Returns when the board is done.
+        """Returns when the board is done. Of several errors at once, the gravest is raised.
 
         Raises:
-            SubmissionError: the submission ended more often than `max_containers` allows.
+            Fenced: another incarnation holds the job.
+            SubmissionError: more than `max_containers` episodes end or hang the submission's container, or no
+                fresh one comes up.
+            UsageError: a new worker cannot run the benchmark.
             InfrastructureError: too many faults of ours without any progress.
         """
+        await self._judge.recall()
         try:
             async with asyncio.TaskGroup() as group:
                 for index in range(self._tools.cluster.size):
-                    group.create_task(self._feed(index))
-        except* (SubmissionError, InfrastructureError) as errors:
-            raise _first(errors) from None
+                    group.create_task(self._feed(_Worker(index)))
+        except BaseExceptionGroup as errors:
+            raise _gravest(errors) from None
 
-    async def _feed(self, index: int) -> None:
+    async def _feed(self, worker: _Worker) -> None:
         """Keep one worker busy until nothing is left that it could do."""
-        while (keys := await self._take(index)) is not None:
-            again: list[EpisodeKey] = []
-            alone: list[EpisodeKey] = []
+        while not self._board.is_done:
+            if worker.lost and not await self._replaced(worker):
+                continue
+            keys = await self._take(worker.index)
+            if keys is None:
+                return
             try:
-                reports = await self._run(index, keys)
-                again = [key for key in keys if key not in {report.run.key for report in reports}]
-                again = await self._without_outcome(again)
-                for report in reports:
-                    await self._digest(index, report, again, alone)
+                reports = await self._run(worker, keys)
             except WorkerLost as error:
-                log.warning("worker_lost", job_id=self._tools.claim.job.job_id, worker=index, why=str(error))
-                again = await self._without_outcome(keys)
-                await self._count_fault(str(error))
-                await self._tools.cluster.replace(index)
-                self._connected_to[index] = 0
-            await self._land(index, again, alone)
+                landing = await self._after_loss(worker, keys, error)
+            else:
+                landing = await self._digest(worker, keys, reports)
+            await self._land(worker.index, landing)
 
     async def _take(self, index: int) -> list[EpisodeKey] | None:
         async with self._changed:
@@ -108,110 +126,126 @@ class Rollouts:
                 await self._changed.wait()
             return None
 
-    async def _land(self, index: int, again: Sequence[EpisodeKey], alone: Sequence[EpisodeKey]) -> None:
+    async def _land(self, index: int, landing: _Landing) -> None:
         async with self._changed:
-            self._board.landed(index, again=again, alone=alone)
+            self._board.landed(index, again=landing.again, alone=landing.alone)
             self._note(self._board.unfinished)
             self._changed.notify_all()
 
-    async def _run(self, index: int, keys: Sequence[EpisodeKey]) -> list[RunReport]:
-        if self._connected_to[index] != self._container:
-            container = self._container
-            await self._tools.cluster.prepare(index, self._connector)
-            self._connected_to[index] = container
+    async def _run(self, worker: _Worker, keys: Sequence[EpisodeKey]) -> list[RunReport]:
         runs = await self._tools.ledger.assign(self._tools.claim, keys)
-        return await self._tools.cluster.run(index, runs) if runs else []
-
-    async def _without_outcome(self, keys: Sequence[EpisodeKey]) -> list[EpisodeKey]:
-        """Those of the episodes that the ledger still misses: the others were committed before the loss."""
-        if not keys:
+        if not runs:
             return []
-        missing = {episode.key for episode in await self._tools.ledger.missing(self._tools.claim.job.job_id)}
-        return [key for key in keys if key in missing]
+        await self._connect(worker)
+        return await self._tools.cluster.run(worker.index, runs)
+
+    async def _connect(self, worker: _Worker) -> None:
+        """Have the worker prepared for a container that may be used."""
+        while True:
+            container, connector = await self._judge.usable_container()
+            if worker.container == container:
+                return
+            await self._tools.cluster.prepare(worker.index, connector)
+            worker.container = container  # which may be spent by now
+
+    async def _after_loss(self, worker: _Worker, keys: Sequence[EpisodeKey], error: WorkerLost) -> _Landing:
+        log.warning("worker_lost", job_id=self._job_id, worker=worker.index, why=str(error))
+        worker.lost, worker.container = True, 0
+        again = await self._without_outcome(keys)
+        if len(again) < len(keys):
+            self._faults.progress()
+        await self._faults.count(str(error))
+        if again:
+            # Before they run elsewhere: the old process may only be frozen, and wake up.
+            await self._replaced(worker)
+        return _Landing(again)
+
+    async def _replaced(self, worker: _Worker) -> bool:
+        """Whether a new process stands in for the lost one. The old one is dead either way."""
+        try:
+            await self._tools.cluster.replace(worker.index)
+        except WorkerLost as error:
+            log.warning("worker_not_replaced", job_id=self._job_id, worker=worker.index, why=str(error))
+            await self._faults.count(str(error))
+            return False
+        worker.lost = False
+        return True
 
     async def _digest(
-        self, index: int, report: RunReport, again: list[EpisodeKey], alone: list[EpisodeKey]
-    ) -> None:
+        self, worker: _Worker, keys: Sequence[EpisodeKey], reports: Sequence[RunReport]
+    ) -> _Landing:
+        landing = _Landing()
+        reported = {report.run.key for report in reports}
+        landing.unsure += [key for key in keys if key not in reported]
+        for report in reports:
+            await self._sort(worker, report, landing)
+        left = await self._without_outcome(landing.unsure)
+        landing.outcomes += len(landing.unsure) - len(left)
+        landing.again += left
+        if landing.outcomes:
+            self._faults.progress()
+        elif landing.fault is not None:
+            await self._faults.count(landing.fault)
+        elif len(left) == len(keys):
+            await self._faults.count(f"worker {worker.index} gave every episode back unplayed")
+        return landing
+
+    async def _sort(self, worker: _Worker, report: RunReport, landing: _Landing) -> None:
         key = report.run.key
         if report.kind in UNDECIDED:
-            await self._judge(index, report, again, alone)
-        elif report.kind is RunKind.ENVIRONMENT_ERROR:
-            log.warning("environment_failed", job_id=report.run.job_id, task=key.task_id, why=report.detail)
-            await self._count_fault(f"the environment of {key.task_id} failed: {report.detail}")
-            again.append(key)
-        elif report.kind is RunKind.STOPPED or report.commit is CommitOutcome.STALE:
-            again.extend(await self._without_outcome([key]))
-        else:
-            self._fruitless_faults = 0
-
-    async def _judge(
-        self, index: int, report: RunReport, again: list[EpisodeKey], alone: list[EpisodeKey]
-    ) -> None:
-        """A connection was lost, or a reply did not come: the container's evidence decides what it was."""
-        key = report.run.key
-        lone = self._board.ran_alone(key)
-        container = self._connected_to[index]
-        async with self._replacing:
-            if container != self._container:
-                # Another worker's report has ended this container; this episode was in flight with it.
-                alone.append(key)
-                return
-            evidence = await self._tools.policy.evidence()
-            log.info(
-                "connection_judged",
-                job_id=report.run.job_id,
-                task=key.task_id,
-                episode=key.episode_id,
-                kind=report.kind.value,
-                evidence=evidence.reason,
-                alone=lone,
-            )
-            if evidence.verdict is Verdict.INFRASTRUCTURE:
-                await self._count_fault(f"the container ended: {evidence.reason}")
-                again.append(key)
-                await self._fresh_container(evidence.reason, charged=False)
-                return
-            first_loss = (
-                evidence.running and report.kind is RunKind.POLICY_LOST and not self._board.losses[key]
-            )
-            if not lone or first_loss:
-                alone.append(key)
+            judgement = await self._judge.judge(report, worker.container)
+            ruling = judgement.ruling
+            if ruling is Ruling.CHARGED:
+                landing.outcomes += 1
+            elif ruling is Ruling.STALE:
+                landing.unsure.append(key)
             else:
-                await self._charge(report, evidence.fault, evidence.reason)
-            if not evidence.running or report.kind is RunKind.POLICY_LATE:
-                # A policy that hangs may hang for the next episode too.
-                await self._fresh_container(evidence.reason, charged=True)
+                (landing.alone if ruling is Ruling.ALONE else landing.again).append(key)
+            if ruling is Ruling.OUR_FAULT:
+                landing.fault = judgement.reason
+        elif report.kind is RunKind.ENVIRONMENT_ERROR:
+            log.warning("environment_failed", job_id=self._job_id, task=key.task_id, why=report.detail)
+            landing.fault = f"the environment of {key.task_id} failed: {report.detail}"
+            landing.again.append(key)
+        elif report.commit in (CommitOutcome.COMMITTED, CommitOutcome.ALREADY):
+            landing.outcomes += 1
+        else:
+            landing.unsure.append(key)
 
-    async def _charge(self, report: RunReport, fault: FaultClass | None, reason: str) -> None:
-        finished = report.finished
-        assert finished is not None
-        if fault is not None:
-            detail = f"{report.detail}; the container: {reason}"
-            finished = with_fault(finished, fault, detail)
-        await self._tools.cluster.settle(finished)
-        self._fruitless_faults = 0
+    async def _without_outcome(self, keys: Sequence[EpisodeKey]) -> list[EpisodeKey]:
+        """Those of the episodes that the ledger still misses: the others were committed all the same."""
+        if not keys:
+            return []
+        missing = {episode.key for episode in await self._tools.ledger.missing(self._job_id)}
+        return [key for key in keys if key in missing]
 
-    async def _fresh_container(self, reason: str, *, charged: bool) -> None:
-        if charged and self._container >= self._tools.max_containers:
-            raise SubmissionError(
-                f"the submission ended or hung in {self._container} containers, the limit; last: {reason}",
-                await self._tools.policy.logs(),
-            )
-        self._connector = await self._tools.policy.replace(self._tools.claim)
-        self._container += 1
-
-    async def _count_fault(self, reason: str) -> None:
-        self._fruitless_faults += 1
-        if self._fruitless_faults > MAX_FRUITLESS_FAULTS:
-            raise InfrastructureError(f"{self._fruitless_faults} faults without progress; last: {reason}")
-        await asyncio.sleep(
-            min(MAX_PAUSE_SECONDS, 0.1 * 2**self._fruitless_faults) * random.uniform(0.5, 1.0)  # noqa: S311
-        )
+    @property
+    def _job_id(self) -> int:
+        return self._tools.claim.job.job_id
 
 
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first leaf: its siblings are the echo of one cause."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+def _gravest(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """Of errors that came together, the one that decides most; the first of equals."""
+    errors = list(_leaves(group))
+    gravest = min(errors, key=_rank)
+    for error in errors:
+        if error is not gravest:
+            log.warning("error_beside_another", why=f"{type(error).__name__}: {error}")
+    return gravest
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from _leaves(inner)
+    else:
+        yield error
+
+
+def _rank(error: BaseException) -> int:
+    """What says that the job is not ours any more, or can never complete, comes before what may pass."""
+    if isinstance(error, Fenced):
+        return 0
+    if isinstance(error, (SubmissionError, UsageError)):
+        return 1
+    return 2 if isinstance(error, InfrastructureError) else 3

@@ -35,6 +35,7 @@ EXPIRY_GRACE_SECONDS = 600.0
 # A connection is often lost a moment before the process's end can be read.
 END_OF_PROCESS_SECONDS = 3.0
 LOG_TAIL_BYTES = 16 * 1024
+ADOPTION_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,15 +93,25 @@ class SubmissionContainer:
         record = await self.tools.store.current_container(claim)
         if record is not None:
             self._record = record
-            if record.handle is not None and (await self.tools.containers.evidence(record.handle)).running:
-                try:
-                    return await self._await_policy(record)
-                except OrchestratorError as error:
-                    log.warning(
-                        "container_not_adopted", container_id=str(record.container_id), why=str(error)
-                    )
+            connector = await self._adopt(record)
+            if connector is not None:
+                return connector
             await self.remove(claim)
         return await self._create(claim)
+
+    async def _adopt(self, record: ContainerRecord) -> PolicyConnector | None:
+        """A connector to the container, if its policy answers: it has the archive already, and needs none."""
+        if record.handle is None:
+            return None
+        try:
+            endpoint = await self.tools.containers.wait_ready(record.handle, ADOPTION_SECONDS)
+            connector = self.tools.connector(endpoint, self.tools.session_key(record.container_id))
+            connection = await asyncio.to_thread(connector.connect, ADOPTION_SECONDS)
+            await asyncio.to_thread(connection.close)
+        except OrchestratorError as error:
+            log.warning("container_not_adopted", container_id=str(record.container_id), why=str(error))
+            return None
+        return connector
 
     async def replace(self, claim: Claim) -> PolicyConnector:
         """A connector to a fresh container, after the current one was removed."""
@@ -130,7 +141,8 @@ class SubmissionContainer:
         Raises:
             Fenced: it belongs to another incarnation now; nothing was removed.
         """
-        record, self._record = self._record, None
+        record = self._record or await self.tools.store.current_container(claim)
+        self._record = None
         if record is None:
             return
         await self.tools.store.mark_container_removing(claim, record.container_id)
@@ -167,8 +179,7 @@ class SubmissionContainer:
         key = self.tools.session_key(record.container_id)
         until = time.monotonic() + self.tools.start_up_timeout_seconds
         endpoint = await self.tools.containers.wait_ready(record.handle, self.tools.start_up_timeout_seconds)
-        if self._archive is None:
-            self._archive = await self.fetch_archive()
+        assert self._archive is not None
         try:
             await self.tools.host_client(endpoint, key).push_archive(
                 self._archive.path, self._archive.sha256, max(0.1, until - time.monotonic())

@@ -126,13 +126,25 @@ def _readable_job_id(payload: bytes | str) -> int | None:
 
 
 def _in_words(error: ValidationError) -> str:
+    """What is wrong, in printable characters and bounded: names and values come from strangers."""
     parts = []
     for item in error.errors(include_url=False, include_input=True)[:5]:
         place = ".".join(str(part) for part in item["loc"]) or "message"
         shown = repr(item.get("input"))
         given = "" if len(shown) > 80 or item["type"] == "missing" else f" (got {shown})"
-        parts.append(f"{place}: {item['msg']}{given}")
-    return "; ".join(parts)
+        parts.append(f"{_shortened(place, 80)}: {_shortened(item['msg'], 240)}{given}")
+    return printable("; ".join(parts))
+
+
+def _shortened(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def printable(text: str) -> str:
+    """`text` with its control characters and lone surrogates escaped: no JSONB column takes a NUL."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
+    )
 
 
 class JobStatusUpdateMessage(Message):

@@ -25,17 +25,20 @@ def test_without_any_variable_the_defaults_run_one_machine() -> None:
 
     assert settings.database_url is None
     assert (settings.max_concurrent_jobs, settings.validator_hotkey) == (2, "local")
+    assert (settings.archive_allowed_schemes, settings.archive_allowed_hosts) == (("https",), ())
 
 
 def test_a_variable_sets_its_field(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ORCHESTRATOR_LEASE_SECONDS", "12.5")
     monkeypatch.setenv("ORCHESTRATOR_ARCHIVE_ALLOWED_SCHEMES", "HTTPS, s3 ,")
+    monkeypatch.setenv("ORCHESTRATOR_ARCHIVE_ALLOWED_HOSTS", "Example.org, .example.net")
     monkeypatch.setenv("ORCHESTRATOR_TELEMETRY_STEPS", "false")
 
     settings = load_settings()
 
     assert (settings.lease_seconds, settings.telemetry_steps) == (12.5, False)
     assert settings.archive_allowed_schemes == ("https", "s3")
+    assert settings.archive_allowed_hosts == ("example.org", ".example.net")
 
 
 def test_the_command_line_wins_over_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -55,6 +58,9 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) ->
     ("name", "value", "words"),
     [
         ("STEP_TIMEOUT_SECONDS", "abc", "valid number"),
+        ("ARCHIVE_ALLOWED_HOSTS", "https://example.org", "expected host names like example.org"),
+        ("ARCHIVE_ALLOWED_HOSTS", "*.example.org", "expected host names like example.org"),
+        ("ARCHIVE_ALLOWED_HOSTS", "example.org,.", "expected host names like example.org"),
         ("STEP_TIMEOUT_SECONDS", "-1", "greater than 0"),
         ("STEP_TIMEOUT_SECONDS", "inf", "finite number"),
         ("STEP_TIMEOUT_SECONDS", "nan", "finite number"),

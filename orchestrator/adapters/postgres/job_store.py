@@ -33,6 +33,7 @@ from orchestrator.ports import (
 )
 
 JOBS_CHANNEL = "orchestrator_jobs"
+MAX_BACKOFF_SECONDS = 60.0
 
 SELECT_JOB = """
     SELECT *, coalesce(lease_expires_at > clock_timestamp(), false) AS lease_is_live,
@@ -174,9 +175,13 @@ class PostgresJobStore:
             return ClaimRefusal.FINAL
         if row["lease_is_live"] and row["lease_holder"] != holder:
             return ClaimRefusal.LEASED
+        # A job that was held already has its place: after a restart with fewer places, those without a live
+        # lease would otherwise keep each other out for ever.
         others = await connection.fetchval(
-            "SELECT count(*) FROM jobs WHERE status IN ('STARTING', 'RUNNING') AND job_id <> $1",
+            """SELECT count(*) FROM jobs WHERE status IN ('STARTING', 'RUNNING') AND job_id <> $1
+                 AND (NOT $2 OR lease_expires_at > clock_timestamp())""",
             row["job_id"],
+            status.is_held,
         )
         if others >= self.rules.max_concurrent_jobs:
             return ClaimRefusal.CAPACITY
@@ -192,7 +197,10 @@ class PostgresJobStore:
             "SELECT count(*) FROM episodes WHERE job_id = $1 AND finished", job_id
         )
         progressed = row["epoch"] == 0 or outcomes > row["outcomes_at_claim"]
-        fruitless = 0 if progressed else row["claims_without_progress"] + 1
+        handed_over = await connection.fetchval(
+            "SELECT handed_over FROM claims WHERE job_id = $1 AND epoch = $2", job_id, row["epoch"]
+        )
+        fruitless = 0 if progressed else row["claims_without_progress"] + (0 if handed_over else 1)
         if fruitless >= self.rules.max_claims_without_progress:
             reason = await self._poison_history(connection, job_id, fruitless)
             await self._finish_row(connection, job_id, JobStatus.FAILED, reason, self.failed_result)
@@ -226,11 +234,13 @@ class PostgresJobStore:
 
     async def _poison_history(self, connection: Connection, job_id: int, fruitless: int) -> str:
         rows = await connection.fetch(
-            "SELECT epoch, claimed_at, outcomes FROM claims WHERE job_id = $1 ORDER BY epoch DESC LIMIT 10",
+            """SELECT epoch, claimed_at, outcomes, coalesce(ended_because, 'died without a word') AS why
+               FROM claims WHERE job_id = $1 ORDER BY epoch DESC LIMIT 10""",
             job_id,
         )
         history = "; ".join(
-            f"epoch {row['epoch']} at {row['claimed_at']:%Y-%m-%dT%H:%M:%SZ} with {row['outcomes']} outcomes"
+            f"epoch {row['epoch']} at {row['claimed_at']:%Y-%m-%dT%H:%M:%SZ} "
+            f"with {row['outcomes']} outcomes: {row['why']}"
             for row in reversed(rows)
         )
         return f"given up after {fruitless} claims in a row without a new outcome: {history}"
@@ -268,13 +278,26 @@ class PostgresJobStore:
             raise Fenced(claim.job.job_id, claim.epoch)
         return _renewed(only_row(row))
 
-    async def release(self, claim: Claim, detail: str) -> None:
-        async with exclusively(self.pool, claim.job.job_id) as connection:
-            await check_epoch(connection, claim, for_update=True)
+    async def release(self, claim: Claim, why: str | None) -> None:
+        """A hand-over (`why` None) is claimable at once; after a failure the lease lapses later each time."""
+        job_id = claim.job.job_id
+        reason = storable(why or "handed over", limit=500)
+        async with exclusively(self.pool, job_id) as connection:
+            row = await check_epoch(connection, claim, for_update=True)
+            seconds = 0.0 if why is None else min(2.0 ** row["claims_without_progress"], MAX_BACKOFF_SECONDS)
             await connection.execute(
-                "UPDATE jobs SET lease_expires_at = clock_timestamp(), detail = $2 WHERE job_id = $1",
-                claim.job.job_id,
-                storable(detail),
+                """UPDATE jobs SET lease_expires_at = clock_timestamp() + $2, detail = $3,
+                       lease_holder = gen_random_uuid() WHERE job_id = $1""",
+                job_id,
+                timedelta(seconds=seconds),
+                f"will be taken up again: {reason}",
+            )
+            await connection.execute(
+                "UPDATE claims SET ended_because = $3, handed_over = $4 WHERE job_id = $1 AND epoch = $2",
+                job_id,
+                claim.epoch,
+                reason,
+                why is None,
             )
 
     # ---------------------------------------------------------------------------- status and result
@@ -285,6 +308,8 @@ class PostgresJobStore:
         async with exclusively(self.pool, job_id) as connection:
             row = await check_epoch(connection, claim, for_update=True)
             current = JobStatus(row["status"])
+            if (current, row["detail"]) == (status, storable(detail)):
+                return  # repeated after a lost answer: announced already
             if current is not status:
                 check_transition(job_id, current, status)
             await connection.execute(
@@ -300,12 +325,31 @@ class PostgresJobStore:
     async def finish(self, claim: Claim, status: JobStatus, build: ResultBuilder) -> EvalResultMessage:
         job_id = claim.job.job_id
         async with exclusively(self.pool, job_id) as connection:
+            stored = await self._stored_by(connection, claim)
+            if stored is not None:
+                return stored
             await check_epoch(connection, claim, for_update=True)
             if status is JobStatus.COMPLETED:
                 await _check_ledger_is_full(connection, job_id)
-            return await self._finish_row(
+            result = await self._finish_row(
                 connection, job_id, status, None, lambda _job, outcomes, planned: build(outcomes, planned)
             )
+            await connection.execute(
+                "UPDATE claims SET ended_because = 'finished' WHERE job_id = $1 AND epoch = $2",
+                job_id,
+                claim.epoch,
+            )
+            return result
+
+    async def _stored_by(self, connection: Connection, claim: Claim) -> EvalResultMessage | None:
+        """The result that this very claim stored, where the answer was lost after the commit."""
+        text = await connection.fetchval(
+            """SELECT r.message FROM results r JOIN jobs j USING (job_id) JOIN claims c USING (job_id)
+               WHERE j.job_id = $1 AND j.epoch = $2 AND c.epoch = $2 AND c.ended_because = 'finished'""",
+            claim.job.job_id,
+            claim.epoch,
+        )
+        return None if text is None else EvalResultMessage.model_validate_json(text)
 
     async def finish_unheld(
         self, job_id: int, status: JobStatus, reason: str, build: UnheldResultBuilder
@@ -379,7 +423,8 @@ class PostgresJobStore:
         async with exclusively(self.pool, claim.job.job_id) as connection:
             await check_epoch(connection, claim, for_update=True)
             await connection.execute(
-                "INSERT INTO containers (container_id, job_id, attempt) VALUES ($1, $2, $3)",
+                """INSERT INTO containers (container_id, job_id, attempt) VALUES ($1, $2, $3)
+                   ON CONFLICT DO NOTHING""",
                 record.container_id,
                 record.job_id,
                 record.attempt,

@@ -43,3 +43,12 @@ async def read_progress(pool: asyncpg.Pool[asyncpg.Record], job_ids: Sequence[in
         for row in rows
     }
     return [found[job_id] for job_id in job_ids if job_id in found]
+
+
+async def unfinished_artifacts(pool: asyncpg.Pool[asyncpg.Record]) -> set[str]:
+    """The archive URLs of the jobs that have not ended."""
+    rows = await pool.fetch(
+        """SELECT DISTINCT message ->> 'artifact_url' AS url FROM jobs
+           WHERE status IN ('QUEUED', 'STARTING', 'RUNNING') AND message ->> 'artifact_url' IS NOT NULL"""
+    )
+    return {row["url"] for row in rows}

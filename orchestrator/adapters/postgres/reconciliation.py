@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
 from uuid import UUID
@@ -28,7 +29,7 @@ class Overdue:
 
 @dataclass(frozen=True)
 class ReconciliationQueries:
-    """Read-only but for `prune` and `expire_clients`."""
+    """Read-only but for `prune`."""
 
     pool: asyncpg.Pool[asyncpg.Record] = field(repr=False)
 
@@ -82,6 +83,17 @@ class ReconciliationQueries:
         """Containers whose removal began but was not seen to end."""
         rows = await self.pool.fetch("SELECT container_id FROM containers WHERE removing")
         return [row["container_id"] for row in rows]
+
+    async def over(self, job_ids: Sequence[int], *, grace_seconds: float) -> list[int]:
+        """Those of the jobs that ended longer than the grace ago, or that there is no row of."""
+        rows = await self.pool.fetch(
+            """SELECT asked.job_id FROM unnest($1::bigint[]) AS asked (job_id) LEFT JOIN jobs j USING (job_id)
+               WHERE j.job_id IS NULL OR j.finished_at < clock_timestamp() - $2::interval
+               ORDER BY asked.job_id""",
+            job_ids,
+            timedelta(seconds=grace_seconds),
+        )
+        return [row["job_id"] for row in rows]
 
     async def prune(self, *, age_seconds: float, rows_per_queue: int) -> int:
         """Drop telemetry that nobody consumes, above age or count, and pgqueuer's old log; how many rows."""

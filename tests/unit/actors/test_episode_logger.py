@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from rollout_fakes import a_job, a_logger, a_run, a_step
 
 from orchestrator.actors import episode_telemetry
 from orchestrator.actors.episode_logger import RunAbandoned, with_fault, without_telemetry
@@ -19,6 +18,7 @@ from orchestrator.adapters.benchmarks.spaces import action_record
 from orchestrator.domain.episodes import CommitOutcome, EpisodeRun, FaultClass, FinishedEpisode
 from orchestrator.domain.messages import EpisodeDataMessage, EpisodeStepDataMessage
 from orchestrator.submission.wire import packb
+from tests.unit.actors.rollout_fakes import a_job, a_logger, a_run, a_step
 
 ACTION = np.array([0.1, -1e-7, 3e20], np.float32)
 

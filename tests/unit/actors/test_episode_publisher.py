@@ -4,7 +4,6 @@ import threading
 from collections.abc import Sequence
 
 import pytest
-from rollout_fakes import MemoryPublisher, a_logger, a_run, a_step
 
 from orchestrator.actors import episode_publisher
 from orchestrator.actors.episode_publisher import (
@@ -15,6 +14,7 @@ from orchestrator.actors.episode_publisher import (
 )
 from orchestrator.domain.episodes import CommitOutcome, EpisodeRun, FinishedEpisode
 from orchestrator.domain.errors import InfrastructureError
+from tests.unit.actors.rollout_fakes import MemoryPublisher, a_logger, a_run, a_step
 
 
 def an_episode(episode_id: int) -> FinishedEpisode:

@@ -9,18 +9,6 @@ from typing import Any
 
 import pytest
 import structlog
-from rollout_fakes import (
-    CARTPOLE,
-    LIMITS,
-    FakeConnector,
-    FakePolicy,
-    MemoryPublisher,
-    ScriptedBenchmark,
-    ScriptedEnvironment,
-    a_job,
-    a_run,
-    a_step,
-)
 
 from orchestrator import logging as orchestrator_logging
 from orchestrator.actors.episode_publisher import PublishingStopped
@@ -38,6 +26,18 @@ from orchestrator.domain.errors import (
 )
 from orchestrator.domain.messages import EpisodeDataMessage
 from orchestrator.ports import Benchmark
+from tests.unit.actors.rollout_fakes import (
+    CARTPOLE,
+    LIMITS,
+    FakeConnector,
+    FakePolicy,
+    MemoryPublisher,
+    ScriptedBenchmark,
+    ScriptedEnvironment,
+    a_job,
+    a_run,
+    a_step,
+)
 
 TWO_STEPS = [a_step(), a_step(over=True)]
 

@@ -50,6 +50,8 @@ CREATE TABLE claims (
     holder     uuid NOT NULL,
     claimed_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     outcomes   integer NOT NULL,
+    ended_because text,
+    handed_over boolean NOT NULL DEFAULT false,
     PRIMARY KEY (job_id, epoch)
 );
 

@@ -1,0 +1,296 @@
+"""The detached actors of the control plane: thin Ray wrappers round plain classes.
+
+No wrapper does I/O in its constructor: an actor whose constructor raises is dead for good, whatever
+`max_restarts` says. Each opens its own connections from a recipe, in a task that starts over when it fails.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, suppress
+from typing import Protocol
+from uuid import UUID
+
+import ray
+import structlog
+
+from orchestrator.actors.job_supervision import JobSupervision
+from orchestrator.actors.queue_consumer import QueueConsumer
+from orchestrator.actors.result_sink import ResultSink
+from orchestrator.domain.episodes import CommitOutcome, EpisodeRun, FinishedEpisode
+from orchestrator.domain.errors import InfrastructureError
+from orchestrator.ports import ClaimRefusal
+
+log = structlog.get_logger(__name__)
+
+SINK_PREFIX = "result-sink-g"
+CONSUMER_PREFIX = "queue-consumer-g"
+SUPERVISOR_PREFIX = "job-"
+
+FIRST_BACKOFF_SECONDS = 0.2
+LAST_BACKOFF_SECONDS = 5.0
+OPEN_SECONDS = 30.0
+LAST_WORDS_SECONDS = 5.0
+KILL_TRIES = 3
+
+
+class Recipe(Protocol):
+    """How an actor opens what it wraps, in its own process. Pickles, compares by value; made by `app.py`."""
+
+    @property
+    def namespace(self) -> str: ...
+
+    @property
+    def generation(self) -> int: ...
+
+    def set_up_process(self, **fields: object) -> None:
+        """Logging, once in each process."""
+        ...
+
+    def open_sink(self) -> AbstractAsyncContextManager[ResultSink]: ...
+
+    def open_consumer(self) -> AbstractAsyncContextManager[QueueConsumer]: ...
+
+    def open_supervision(self, job_id: int, holder: UUID) -> AbstractAsyncContextManager[JobSupervision]: ...
+
+
+def sink_name(generation: int) -> str:
+    return f"{SINK_PREFIX}{generation}"
+
+
+def consumer_name(generation: int) -> str:
+    return f"{CONSUMER_PREFIX}{generation}"
+
+
+def supervisor_name(job_id: int) -> str:
+    return f"{SUPERVISOR_PREFIX}{job_id}"
+
+
+class ServiceLoop:
+    """The top of an actor: runs `serve` until it returns, with backoff after each failure.
+
+    `serve` sets `opened` while it works.
+    """
+
+    def __init__(self, name: str, serve: Callable[[], Awaitable[None]]) -> None:
+        self._name = name
+        self._serve = serve
+        self._last_error = "no answer yet"
+        self.opened = asyncio.Event()
+        self._task = asyncio.create_task(self._run())
+
+    async def ready(self, timeout_seconds: float) -> str | None:
+        """None once it works; else, when the time is over, what keeps it from that."""
+        try:
+            await asyncio.wait_for(self.opened.wait(), timeout_seconds)
+        except TimeoutError:
+            return self._last_error
+        return None
+
+    async def end(self, patience_seconds: float) -> None:
+        """Wait until `serve` has returned by itself, then cancel it."""
+        if patience_seconds:
+            await asyncio.wait({self._task}, timeout=patience_seconds)
+        self._task.cancel()
+        await asyncio.wait({self._task}, timeout=LAST_WORDS_SECONDS)
+
+    async def _run(self) -> None:
+        pause_seconds = FIRST_BACKOFF_SECONDS
+        while True:
+            started_at = time.monotonic()
+            try:
+                await self._serve()
+                return
+            except Exception as error:
+                self._last_error = str(error) or type(error).__name__
+                log.exception("actor_loop_failed", actor=self._name)
+            finally:
+                self.opened.clear()
+            if time.monotonic() - started_at > 10 * LAST_BACKOFF_SECONDS:
+                pause_seconds = FIRST_BACKOFF_SECONDS
+            await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))  # noqa: S311 - not for secrets
+            pause_seconds = min(2 * pause_seconds, LAST_BACKOFF_SECONDS)
+
+
+class ResultSinkActor:
+    """Detached; everything it holds can be sent again."""
+
+    async def __init__(self, recipe: Recipe) -> None:  # type: ignore[misc]  # Ray awaits it
+        recipe.set_up_process(actor=sink_name(recipe.generation))
+        self._recipe = recipe
+        self._sink: ResultSink | None = None
+        self._loop = ServiceLoop("ResultSink", self._serve)
+
+    def __repr__(self) -> str:
+        committed = self._sink.committed if self._sink else 0
+        return f"ResultSink(generation {self._recipe.generation}, {committed} episodes committed)"
+
+    async def _serve(self) -> None:
+        async with self._recipe.open_sink() as sink:
+            self._sink = sink
+            self._loop.opened.set()
+            await sink.work()
+
+    async def commit(self, finished: list[FinishedEpisode]) -> list[CommitOutcome]:
+        """See `ResultSink.commit`."""
+        return await (await self._opened()).commit(finished)
+
+    async def stage(self, run: EpisodeRun, part: int, messages: list[bytes]) -> bool:
+        """See `ResultSink.stage`."""
+        return await (await self._opened()).stage(run, part, messages)
+
+    async def serves(self, recipe: Recipe) -> bool:
+        """Whether it works by this very recipe: generation, database and settings."""
+        return self._recipe == recipe
+
+    async def ready(self, timeout_seconds: float) -> str | None:
+        """None once the database is open; else, when the time is over, why it is not."""
+        return await self._loop.ready(timeout_seconds)
+
+    async def stop(self) -> None:
+        """Close the connections; the actor can be killed then without an abrupt end of anything."""
+        await self._loop.end(0)
+
+    async def _opened(self) -> ResultSink:
+        why = await self._loop.ready(OPEN_SECONDS)
+        if why is not None or self._sink is None:
+            raise InfrastructureError(f"the result sink has no database: {why}")
+        return self._sink
+
+
+class QueueConsumerActor:
+    """Detached; owns nothing that must outlive it."""
+
+    async def __init__(self, recipe: Recipe) -> None:  # type: ignore[misc]  # Ray awaits it
+        recipe.set_up_process(actor=consumer_name(recipe.generation))
+        self._recipe = recipe
+        self._consumer: QueueConsumer | None = None
+        self._stopping = False
+        self._loop = ServiceLoop("QueueConsumer", self._serve)
+
+    def __repr__(self) -> str:
+        state = "consuming" if self._consumer else "connecting"
+        return f"QueueConsumer(generation {self._recipe.generation}, {state})"
+
+    async def _serve(self) -> None:
+        if self._stopping:
+            return
+        async with self._recipe.open_consumer() as consumer:
+            if self._stopping:
+                return
+            self._consumer = consumer
+            self._loop.opened.set()
+            try:
+                await consumer.work()
+            finally:
+                self._consumer = None
+
+    async def serves(self, recipe: Recipe) -> bool:
+        """Whether it works by this very recipe: generation, database and settings."""
+        return self._recipe == recipe
+
+    async def ready(self, timeout_seconds: float) -> str | None:
+        """None once the database is open; else, when the time is over, why it is not."""
+        return await self._loop.ready(timeout_seconds)
+
+    async def stop(self) -> None:
+        """Take no more jobs; returns when the rows in hand are handed over."""
+        self._stopping = True
+        if self._consumer is not None:
+            self._consumer.stop()
+        await self._loop.end(OPEN_SECONDS)
+
+
+class JobSupervisorActor:
+    """Detached, named after its job; ends itself when the job is done or belongs to another incarnation.
+
+    `holder` is given to the constructor, so that it survives Ray's restarts: the next process claims at once.
+    """
+
+    async def __init__(  # type: ignore[misc]  # Ray awaits it
+        self, recipe: Recipe, job_id: int, holder: UUID
+    ) -> None:
+        recipe.set_up_process(actor=supervisor_name(job_id), job_id=job_id)
+        self._recipe = recipe
+        self._job_id = job_id
+        self._holder = holder
+        self._supervision: JobSupervision | None = None
+        self._told = asyncio.Event()
+        self._decided: asyncio.Future[ClaimRefusal | None] = asyncio.get_running_loop().create_future()
+        self._main = asyncio.create_task(self._supervise())
+
+    def __repr__(self) -> str:
+        progress = self._supervision.progress if self._supervision else "connects"
+        return f"JobSupervisor(job {self._job_id}: {progress})"
+
+    async def _supervise(self) -> None:
+        try:
+            async with self._recipe.open_supervision(self._job_id, self._holder) as supervision:
+                self._supervision = supervision
+                supervision.decided.add_done_callback(self._pass_on)
+                await supervision.run()
+        except asyncio.CancelledError:
+            log.info("supervisor_stopped", job_id=self._job_id)
+        except Exception as error:
+            # Nothing is held, or its lease lapses: the reconciler comes back to the job.
+            log.exception("supervisor_failed", job_id=self._job_id)
+            if not self._decided.done():
+                self._decided.set_exception(InfrastructureError(f"job {self._job_id}: {error}"))
+                self._decided.exception()
+        finally:
+            await self._end()
+
+    def _pass_on(self, decided: asyncio.Future[ClaimRefusal | None]) -> None:
+        if not self._decided.done() and not decided.cancelled():
+            self._decided.set_result(decided.result())
+
+    async def _end(self) -> None:
+        """End this actor for good."""
+        with suppress(TimeoutError):
+            # Whoever created us may still be about to ask what the claim gave.
+            await asyncio.wait_for(self._told.wait(), LAST_WORDS_SECONDS)
+        for _ in range(KILL_TRIES):
+            try:
+                me = ray.get_runtime_context().current_actor
+                await asyncio.wait_for(
+                    asyncio.to_thread(ray.kill, me, no_restart=True), timeout=LAST_WORDS_SECONDS
+                )
+            except Exception:
+                log.exception("supervisor_not_ended", job_id=self._job_id)
+            await asyncio.sleep(LAST_WORDS_SECONDS)  # the kill ends us here
+        # Ray starts another process, with new connections to the cluster. It finds the job over or in other
+        # hands, and ends itself; or it finds it free, and goes on with it.
+        log.error("supervisor_exits", job_id=self._job_id)
+        os._exit(1)
+
+    async def decided(self) -> str | None:
+        """None when the job is held here, else the reason (a `ClaimRefusal`) why not."""
+        decision = await asyncio.shield(self._decided)
+        self._told.set()
+        return None if decision is None else decision.value
+
+    async def serves(self, recipe: Recipe) -> bool:
+        """Whether it works by this very recipe: generation, and with it the sink, database and settings."""
+        return self._recipe == recipe
+
+    async def ping(self) -> str:
+        return repr(self)
+
+    async def stop(self) -> None:
+        """Stop the workers and give the job up, for another supervisor to go on with."""
+        self._told.set()
+        self._main.cancel()
+        await asyncio.wait({self._main}, timeout=OPEN_SECONDS)
+
+    async def process_id(self) -> int:
+        return os.getpid()
+
+
+# An async actor runs up to 1,000 calls at once by default; all of these are bounded by their callers.
+ResultSinkRemote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(ResultSinkActor)
+QueueConsumerRemote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(QueueConsumerActor)
+JobSupervisorRemote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(JobSupervisorActor)
