@@ -288,7 +288,7 @@ class ControlPlaneRecipe:
 
 
 async def remove_containers(settings: Settings, installation: Installation) -> None:
-    """Remove what process containers left on this machine, after the Ray that they were bound to has ended."""
+    """Remove what process containers left on this machine, after the Ray they were bound to has ended."""
     containers = ProcessContainers(data_directory(settings) / "containers")
     for owned in await containers.list_owned(installation.installation_id):
         try:

@@ -293,8 +293,8 @@ async def test_a_job_is_completed_only_once_every_planned_episode_has_an_outcome
     result = await store.finish(claim, JobStatus.COMPLETED, a_result())
 
     assert result.total_episodes == 3
-    with pytest.raises(Fenced):
-        await store.finish(claim, JobStatus.COMPLETED, a_result())
+    # Sent again after a lost answer: the same result, and no second one.
+    assert await store.finish(claim, JobStatus.COMPLETED, a_result()) == result
     assert await pool.fetchval("SELECT count(*) FROM results") == 1
     assert await queue_rows(pool, "eval_result") == 1
 
@@ -351,6 +351,45 @@ async def test_claims_in_a_row_without_progress_end_the_job_with_their_history(p
     assert job.status is JobStatus.FAILED
     assert "3 claims in a row without a new outcome: epoch 1 at" in (job.error or "")
     assert await queue_rows(pool, "eval_result") == 1
+
+
+async def test_what_interrupted_each_claim_is_in_the_history_of_a_job_that_is_given_up(pool: Pool) -> None:
+    store = a_store(pool, max_claims_without_progress=2)
+    for why in ("the archive's server failed", "no worker came up"):
+        await store.release(await claimed(store), why)
+        await lapse(pool)
+
+    assert await store.claim(1, uuid4()) is ClaimRefusal.POISONED
+    job = await store.get(1)
+    assert job is not None
+    assert "the archive's server failed; epoch 2" in (job.error or "")
+    assert (job.error or "").endswith("no worker came up")
+
+
+async def test_a_hand_over_may_be_claimed_at_once_and_counts_against_nobody(pool: Pool) -> None:
+    store = a_store(pool, max_claims_without_progress=2)
+    for _ in range(5):
+        await store.release(await claimed(store), None)
+
+
+async def test_after_a_failure_the_next_claim_waits_longer_each_time(pool: Pool) -> None:
+    store = a_store(pool)
+    await store.release(await claimed(store), "no")
+
+    assert await store.claim(1, uuid4()) is ClaimRefusal.LEASED
+
+
+async def test_jobs_that_were_held_do_not_keep_each_other_out_after_a_restart_with_fewer_places(
+    pool: Pool,
+) -> None:
+    for job_id in (1, 2, 3):
+        await claimed(a_store(pool, max_concurrent_jobs=3), job_id)
+        await lapse(pool, job_id)
+    store = a_store(pool, max_concurrent_jobs=1)
+
+    answers = [await store.claim(job_id, uuid4()) for job_id in (1, 2, 3)]
+
+    assert [isinstance(answer, ClaimRefusal) for answer in answers] == [False, True, True]
 
 
 async def test_a_job_that_makes_progress_is_never_given_up(pool: Pool) -> None:
