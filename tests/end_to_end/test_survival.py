@@ -143,6 +143,7 @@ async def assert_whole_after_reconnect(plane: Plane, *rest: Any) -> None:
     await assert_whole(plane, *rest)
 
 
+@pytest.mark.timeout(900)
 async def test_fifty_jobs_at_once_run_two_at_a_time_in_the_order_of_priority(
     ray_cluster: None, database: Any, scratch: Path
 ) -> None:
