@@ -53,7 +53,7 @@ async def evaluate_command(
             await follower.submit()
             results = await _evaluated(settings, database, pool, follower, _cpus(settings, jobs))
         except BaseException:
-            _say("cancels the jobs and cleans up")
+            # What is still to be ended: of an interrupted command nothing as a rule.
             with contextlib.suppress(TimeoutError, OrchestratorError):
                 await uninterrupted(follower.cancel())
             raise
@@ -88,7 +88,7 @@ async def _evaluated(
                 results = await follower.follow(view.update, Liveness(pool).is_gone)
             except asyncio.CancelledError:
                 # While the supervisors are there to end their jobs in good order.
-                _say("interrupted: cancels the jobs")
+                _say("interrupted: cancels the jobs and cleans up")
                 with contextlib.suppress(TimeoutError, OrchestratorError):
                     await uninterrupted(follower.cancel())
                 raise
