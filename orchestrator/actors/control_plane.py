@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -40,7 +40,6 @@ __all__ = [
     "RaySupervisors",
     "Recipe",
     "consumer_name",
-    "running_control_plane",
     "sink_name",
     "start_control_plane",
     "stop_control_plane",
@@ -57,16 +56,6 @@ READY_SECONDS = 25.0
 STOP_CONSUMERS_SECONDS = 10.0
 STOP_SUPERVISORS_SECONDS = 15.0
 STOP_SINKS_SECONDS = 5.0
-
-
-@asynccontextmanager
-async def running_control_plane(recipe: Recipe) -> AsyncIterator[None]:
-    """Consumer and sink of this generation for the block; stopped at its end, with the supervisors."""
-    try:
-        await start_control_plane(recipe)
-        yield
-    finally:
-        await stop_control_plane(recipe)
 
 
 async def start_control_plane(recipe: Recipe) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol, TypeVar
 from uuid import UUID
 
 import structlog
@@ -36,6 +36,7 @@ from orchestrator.domain.results import build_result
 from orchestrator.ports import BenchmarkDescription, Claim, ClaimRefusal, JobStore, Ledger, PolicyConnector
 
 log = structlog.get_logger(__name__)
+T = TypeVar("T")
 
 # How often cancel flag and deadline are looked at, between renewals.
 WATCH_SECONDS = 1.0
@@ -129,7 +130,7 @@ class JobSupervision:
         evaluation = Evaluation(self.parts, claim, self._note)
         try:
             status, error = await self._until_the_end(evaluation, claim)
-            return await self._holding(claim, self._finish(evaluation, claim, status, error))
+            return await self._holding(claim, self._finish(evaluation, claim, status, error), flags=False)
         except (Fenced, LeaseLapsed) as error:
             # Ours are the workers; container and result belong to whoever claims next.
             log.warning("job_given_up", job_id=self.job_id, epoch=claim.epoch, why=str(error))
@@ -149,11 +150,8 @@ class JobSupervision:
 
     async def _until_the_end(self, evaluation: Evaluation, claim: Claim) -> tuple[JobStatus, str | None]:
         """The final status and its reason; Fenced, LeaseLapsed and what is ours to retry are raised."""
-        watch = asyncio.create_task(self._keep_lease(claim))
-        work = asyncio.create_task(evaluation.run())
         try:
-            await asyncio.wait({watch, work}, return_when=asyncio.FIRST_COMPLETED)
-            (watch if watch.done() else work).result()
+            await self._holding(claim, evaluation.run(), flags=True)
             return JobStatus.COMPLETED, None
         except CancelRequested as error:
             return JobStatus.CANCELLED, str(error)
@@ -162,21 +160,18 @@ class JobSupervision:
         except (SubmissionError, UsageError, CannotRun) as error:
             evaluation.keep_failure(error)
             return JobStatus.FAILED, str(error)
-        finally:
-            for task in (watch, work):
-                task.cancel()
-            await asyncio.wait({watch, work}, timeout=CLEAN_UP_SECONDS)
 
-    async def _holding(self, claim: Claim, work: Coroutine[Any, Any, JobStatus]) -> JobStatus:
-        """Do the work under the lease, whatever flags are raised meanwhile."""
+    async def _holding(self, claim: Claim, work: Coroutine[Any, Any, T], *, flags: bool) -> T:
+        """Do the work under the lease; with `flags`, until cancel flag or deadline end it."""
         task = asyncio.create_task(work)
-        keeper = asyncio.create_task(self._keep_lease(claim, flags=False))
+        keeper = asyncio.create_task(self._keep_lease(claim, flags=flags))
         try:
             await asyncio.wait({task, keeper}, return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            keeper.result()
-            raise AssertionError("a lease is kept until it is lost")
+            # Of two that end in the same moment a raised flag counts; but the result, once stored, ends the
+            # lease itself.
+            if keeper.done() and (flags or not task.done()):
+                keeper.result()  # raises: a lease is kept until something ends it
+            return task.result()
         finally:
             for each in (task, keeper):
                 each.cancel()
@@ -185,7 +180,7 @@ class JobSupervision:
                 if each.done() and not each.cancelled():
                     each.exception()  # seen: what matters was raised above
 
-    async def _keep_lease(self, claim: Claim, *, flags: bool = True) -> None:
+    async def _keep_lease(self, claim: Claim, *, flags: bool) -> NoReturn:
         """Renew every third of the lease and watch the flags in between, until something ends the job."""
         lease_seconds = self.parts.lease_seconds
         renewed_at = time.monotonic()

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any
 
 import ray
 import structlog
@@ -24,6 +24,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.actors.episode_runner import RunReport
 from orchestrator.actors.job_supervision import CannotRun
+from orchestrator.actors.ray_supervisors import answer_of
 from orchestrator.actors.rollout_worker import RolloutWorker, WorkerSetup
 from orchestrator.actors.rollouts import WorkerLost
 from orchestrator.domain.episodes import CommitOutcome, EpisodeRun, FinishedEpisode
@@ -32,7 +33,6 @@ from orchestrator.domain.messages import EvalJobMessage
 from orchestrator.ports import BenchmarkDescription, PolicyConnector
 
 log = structlog.get_logger(__name__)
-T = TypeVar("T")
 
 # A cold worker on a busy machine needs tens of seconds for its process and the simulator's import.
 START_SECONDS = 180.0
@@ -189,7 +189,9 @@ class RolloutCluster:
         while True:
             try:
                 sink = await asyncio.to_thread(self._sink)
-                outcomes = await asyncio.wait_for(_value(sink.commit.remote([finished])), SINK_ANSWER_SECONDS)
+                outcomes = await asyncio.wait_for(
+                    answer_of(sink.commit.remote([finished])), SINK_ANSWER_SECONDS
+                )
                 return CommitOutcome(outcomes[0])
             except (RayError, InfrastructureError, TimeoutError, ValueError) as error:
                 # A sink that restarts: sending again is safe, the ledger is idempotent.
@@ -210,7 +212,7 @@ class RolloutCluster:
 
     async def _answer(self, reference: Any, timeout_seconds: float | None = START_SECONDS) -> Any:
         try:
-            return await asyncio.wait_for(_value(reference), timeout_seconds)
+            return await asyncio.wait_for(answer_of(reference), timeout_seconds)
         except RayTaskError as error:
             cause = error.cause
             raise (cause if isinstance(cause, Exception) else InfrastructureError(str(error))) from error
@@ -219,10 +221,6 @@ class RolloutCluster:
             raise WorkerLost(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
         except TimeoutError as error:
             raise WorkerLost(f"no answer within {timeout_seconds} s") from error
-
-
-async def _value(reference: Any) -> Any:
-    return await reference
 
 
 async def _resources() -> str:

@@ -34,12 +34,6 @@ class Installation:
         return hmac.new(self.secret, b"seeds", hashlib.sha256).digest()
 
 
-async def read_installation(pool: asyncpg.Pool[asyncpg.Record]) -> Installation:
-    """The installation of this database."""
-    row = only_row(await pool.fetchrow("SELECT installation_id, secret, generation FROM installation"))
-    return Installation(**dict(row))
-
-
 async def take_generation(pool: asyncpg.Pool[asyncpg.Record], fingerprint: str) -> Installation:
     """The installation, with its generation raised if code or settings (the fingerprint) have changed."""
     async with pool.acquire() as connection, connection.transaction():

@@ -32,7 +32,6 @@ from orchestrator.ports import (
     UnheldResultBuilder,
 )
 
-JOBS_CHANNEL = "orchestrator_jobs"
 MAX_BACKOFF_SECONDS = 60.0
 
 SELECT_JOB = """
@@ -402,7 +401,6 @@ class PostgresJobStore:
                 reason,
             )
             if row is not None:
-                await connection.execute("SELECT pg_notify($1, $2)", JOBS_CHANNEL, str(job_id))
                 return JobStatus(row["status"])
             status = await connection.fetchval("SELECT status FROM jobs WHERE job_id = $1", job_id)
             return None if status is None else JobStatus(status)
@@ -414,7 +412,6 @@ class PostgresJobStore:
             job_id=job_id, validator_hotkey=self.rules.validator_hotkey, status=status, detail=detail
         )
         await enqueue_message(connection, QUEUE_STATUS, update)
-        await connection.execute("SELECT pg_notify($1, $2)", JOBS_CHANNEL, str(job_id))
 
     # ----------------------------------------------------------------------------------- containers
 
