@@ -18,6 +18,7 @@ from orchestrator.adapters.artifacts.pack import pack_directory
 from orchestrator.adapters.postgres.installation import take_generation
 from orchestrator.adapters.postgres.job_store import PostgresJobStore
 from orchestrator.adapters.postgres.outgoing import messages_of
+from orchestrator.adapters.postgres.patience import patient
 from orchestrator.adapters.postgres.pool import Database, open_pool
 from orchestrator.app import ControlPlaneRecipe, job_store, ledger
 from orchestrator.domain.messages import EvalJobMessage, EvalResultMessage
@@ -67,7 +68,7 @@ class Plane:
 
     @property
     def store(self) -> PostgresJobStore:
-        return job_store(self.pool, self.recipe.settings)
+        return patient(job_store(self.pool, self.recipe.settings), 60.0)
 
     def job(
         self, submission: Path, benchmark: str = "gymnasium/CartPole-v1", **fields: Any
