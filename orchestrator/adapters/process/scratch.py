@@ -147,8 +147,10 @@ class ContainerDirectory:
 
     def _try_lock(self) -> int | None:
         self.root.parent.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # Not `Path.mkdir(exist_ok=True)`: that looks again, and calls what a removal took away since a file.
+        with contextlib.suppress(FileExistsError):
+            self.root.parent.mkdir(mode=0o700)
         try:
-            self.root.parent.mkdir(mode=0o700, exist_ok=True)
             file = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except FileNotFoundError:  # a removal took the directory away in between
             return None
