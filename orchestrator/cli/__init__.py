@@ -1,0 +1,26 @@
+"""The command line: what each command takes, says and exits with. One module for each group of commands."""
+
+from __future__ import annotations
+
+import typer
+
+from orchestrator.cli import evaluation, service
+from orchestrator.ray_environment import prepare_ray_environment
+
+app = typer.Typer(
+    name="orchestrator",
+    help="Evaluates policies that nobody has to trust: queue in, isolated rollouts, one result out.",
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(evaluation.commands)
+app.add_typer(service.commands)
+app.add_typer(service.database_commands, name="db")
+
+
+def main() -> None:
+    """The console script."""
+    prepare_ray_environment()
+    app()

@@ -1,0 +1,78 @@
+"""The options that every command takes, given to it as one value."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+
+from orchestrator.cli.running import run_command
+
+if TYPE_CHECKING:
+    from orchestrator.settings import Settings
+
+SESSION_PARAMETER = "session"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """What the command line says besides a command's own arguments. Each field is an option."""
+
+    database_url: Annotated[
+        str | None,
+        typer.Option("--database-url", help="PostgreSQL to use, postgresql://...; default: an embedded one."),
+    ] = None
+    data_dir: Annotated[
+        Path | None, typer.Option("--data-dir", help="Where the embedded PostgreSQL keeps its data.")
+    ] = None
+    debug: Annotated[bool, typer.Option("--debug", help="Show logs, and tracebacks of errors.")] = False
+
+    def settings(self) -> Settings:
+        """The settings of the environment, with what the command line says over them.
+
+        Raises:
+            UsageError: a value is not allowed, or there is no such setting.
+        """
+        from orchestrator.settings import load_settings
+
+        overrides: dict[str, Any] = {"database_url": self.database_url, "data_dir": self.data_dir}
+        if self.debug:
+            overrides["log_level"] = "DEBUG"
+        return load_settings(**overrides)
+
+    def run(self, work: Coroutine[Any, Any, int]) -> None:
+        """Run a command to its end and exit with its code."""
+        run_command(work, debug=self.debug)
+
+
+def with_session(command: Callable[..., None]) -> Callable[..., None]:
+    """A command whose parameter `session` is made from the options of `Session`, after its own."""
+    signature = inspect.signature(command, eval_str=True)
+    own = [
+        each.replace(kind=inspect.Parameter.KEYWORD_ONLY)
+        for each in signature.parameters.values()
+        if each.name != SESSION_PARAMETER
+    ]
+    hints = get_type_hints(Session, include_extras=True)
+    shared = [
+        inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, default=field.default, annotation=hints[field.name]
+        )
+        for field in fields(Session)
+    ]
+
+    @functools.wraps(command)
+    def wrapped(**options: Any) -> None:
+        session = Session(**{each.name: options.pop(each.name) for each in shared})
+        command(**options, **{SESSION_PARAMETER: session})
+
+    parameters = [*own, *shared]
+    wrapped.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    # typer resolves annotations by name, which would find those of `command`.
+    wrapped.__annotations__ = {each.name: each.annotation for each in parameters}
+    return wrapped

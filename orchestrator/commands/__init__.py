@@ -1,0 +1,1 @@
+"""What each command does, as coroutines that return its exit code."""
