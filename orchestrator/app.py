@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,8 @@ from orchestrator.adapters.postgres.queue import TelemetryRows
 from orchestrator.adapters.postgres.reconciliation import ReconciliationQueries
 from orchestrator.adapters.postgres.server_files import default_data_dir
 from orchestrator.adapters.process.containers import ProcessContainers
+from orchestrator.adapters.process.launch import submission_host_command
+from orchestrator.adapters.process.pip_settings import pip_settings
 from orchestrator.domain.episodes import EpisodeOutcome
 from orchestrator.domain.errors import InfrastructureError, UsageError
 from orchestrator.domain.messages import EvalResultMessage
@@ -55,6 +58,7 @@ from orchestrator.limits import container_limits, episode_limits
 from orchestrator.logging import bind_process, configure_logging, get_logger
 from orchestrator.ports import Claim, Containers, Endpoint, Job, PolicyConnector
 from orchestrator.settings import Settings
+from orchestrator.submission.preparation import EnvironmentOptions
 
 log = get_logger()
 
@@ -207,7 +211,7 @@ class ControlPlaneRecipe:
 
     def _containers(self) -> Containers:
         # A Ray worker's parent is its node's raylet: with the node gone, nobody can talk to the container.
-        return ProcessContainers(data_directory(self.settings) / "containers", watch_pid=os.getppid())
+        return process_containers(self.settings, watch_pid=os.getppid())
 
     def _cluster(self, claim: Claim) -> Cluster:
         job = claim.job.message
@@ -243,7 +247,9 @@ class ControlPlaneRecipe:
         tools = ContainerTools(
             store=store,
             containers=self._containers(),
-            host_client=lambda endpoint, key: SubmissionHostClient(endpoint, key),
+            host_client=lambda endpoint, key: SubmissionHostClient(
+                endpoint, key, environment_timeout_seconds=self.settings.environment_timeout_seconds
+            ),
             connector=_connector,
             session_key=self.installation.session_key,
             installation_id=self.installation.installation_id,
@@ -272,9 +278,27 @@ class ControlPlaneRecipe:
         return ExternalPolicy(WebSocketConnector(host, port), self.settings.connect_timeout_seconds)
 
 
+def process_containers(settings: Settings, watch_pid: int | None = None) -> ProcessContainers:
+    """Containers as processes of this machine, whose submissions share the environments kept there."""
+    data = data_directory(settings)
+    environments = EnvironmentOptions(
+        store=data / "environments",
+        timeout_seconds=settings.environment_timeout_seconds,
+        keep=settings.environments_kept,
+        max_bytes=settings.environments_max_bytes,
+        from_index=settings.requirements_from_index,
+    )
+    return ProcessContainers(
+        data / "containers",
+        watch_pid=watch_pid,
+        command=partial(submission_host_command, environments=environments),
+        pip_settings=pip_settings(os.environ) if settings.requirements_from_index else None,
+    )
+
+
 async def remove_containers(settings: Settings, installation: Installation) -> None:
     """Remove what process containers left on this machine, after the Ray they were bound to has ended."""
-    containers = ProcessContainers(data_directory(settings) / "containers")
+    containers = process_containers(settings)
     for owned in await containers.list_owned(installation.installation_id):
         try:
             await containers.remove(owned.handle)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import asyncpg
 
+from orchestrator.adapters.artifacts.contents import survey
 from orchestrator.adapters.postgres.pool import Database
 from orchestrator.app import data_directory
 from orchestrator.commands.session import ReadSettings, command_pool, say
@@ -39,6 +40,10 @@ async def evaluate_command(
         check_bundle_directory(output)
     archives = data_directory(settings) / "artifacts"
     jobs = make_jobs(requests, archives)
+    for path in sorted({request.submission for request in requests if Path(request.submission).is_dir()}):
+        for each in survey(Path(path)).left_out:
+            if each.surprising:
+                say(f"left out of the archive: {Path(path) / each.path}, {each.reason}")
     say("starts the database" if settings.database_url is None else "connects to the database")
     async with open_database(settings) as database, command_pool(database) as pool:
         follower = JobFollower(pool, settings, jobs)
