@@ -193,9 +193,11 @@ class Installer:
             raise Uninstallable(f"the policy server ended in its environment: exit code {code}")
         own = {normalized(name): version for name, version in packages.items()}
         ours = {normalized(each.metadata["Name"]): each.version for each in runtime_packages()}
-        brought = [f"{name} {own[name]} (here {ours[name]})" for name in ours if name in own]
+        brought = [f"{name} {own[name]} ({ours[name]} is known to work)" for name in ours if name in own]
         reason = lines[-1][:_SHOWN_CHARACTERS] if lines else "no reason given"
-        return f"{reason}\nrequirements.txt brings {', '.join(brought) or 'nothing that it needs'}"
+        if not brought:
+            return reason
+        return f"{reason}\nit brings {', '.join(brought)}: ask for another version, or leave it out"
 
 
 def _installed(home: Path) -> list[Distribution]:
