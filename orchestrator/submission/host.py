@@ -27,7 +27,7 @@ from orchestrator.submission.door import DEFAULT_CONNECTIONS, Door
 from orchestrator.submission.own_server import OwnServer
 from orchestrator.submission.policy_server import EXIT_NOT_LOADED, LINGER_AFTER_FAILURE_SECONDS
 from orchestrator.submission.preparation import EnvironmentOptions, prepare
-from orchestrator.submission.reception import Ended, Event, Failed, Ready, Signalled, SubmissionHost
+from orchestrator.submission.reception import Ended, Event, Ready, Signalled, SubmissionHost
 from orchestrator.submission.startup import (
     UnusableKey,
     end_by_signal,
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if isinstance(event, Ready):
         event = _stay_before_own_server(host, event, children, options.load_timeout)
     children.end_all()
-    if isinstance(event, Failed) or host.failed:
+    if host.failed and not isinstance(event, Signalled):
         event = _linger(host, event)
     return _end_as(event)
 

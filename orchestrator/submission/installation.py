@@ -120,7 +120,7 @@ class Installer:
                 [
                     *pip_command(self.scratch / "pip"),
                     *("--python", str(home / "bin" / "python"), "install"),
-                    *(*COMMON_OPTIONS, "--no-warn-script-location", *sources),
+                    *(*COMMON_OPTIONS, "--no-cache-dir", "--no-warn-script-location", *sources),
                     *("-r", str(file)),
                 ],
                 children=self.children,

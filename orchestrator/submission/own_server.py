@@ -131,8 +131,8 @@ def _early_end(code: int) -> str:
     if code == 0:
         return f"{SERVER_FILE} ended with exit code 0 before it served: it has to run until it is stopped"
     if code < 0:
-        return f"{SERVER_FILE} was killed by {_signal_name(-code)} before it served"
-    return f"{SERVER_FILE} ended with exit code {code} before it served"
+        return f"{SERVER_FILE} was killed by {_signal_name(-code)} before it served: see its log"
+    return f"{SERVER_FILE} ended with exit code {code} before it served: see its log"
 
 
 def _signal_name(number: int) -> str:

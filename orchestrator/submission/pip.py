@@ -15,12 +15,8 @@ from pathlib import Path
 from orchestrator.submission.children import Children, wait_with_group
 
 COMMON_OPTIONS = (
-    "--no-input",
-    "--no-color",
-    "--disable-pip-version-check",
-    "--no-cache-dir",
-    "--retries",
-    "2",
+    *("--no-input", "--no-color", "--disable-pip-version-check", "--progress-bar", "off"),
+    *("--retries", "2"),
 )
 _KEPT_LINES = 400
 _LINE_BYTES = 4096
