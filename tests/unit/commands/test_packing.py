@@ -1,4 +1,4 @@
-"""`orchestrator submission pack`: what it writes, and what a person reads; with the real pip and tiny wheels."""
+"""`orchestrator submission pack`: what it writes, and what a person reads. pip is real, wheels are tiny."""
 
 from __future__ import annotations
 
