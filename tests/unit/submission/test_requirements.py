@@ -107,7 +107,7 @@ def test_our_own_packages_are_all_that_they_need_themselves() -> None:
 
 def test_of_what_pip_prints_the_reason_is_kept_once_and_the_rest_dropped() -> None:
     broken = (
-        "after connection broken by 'NewConnectionError('<pip._vendor.urllib3.HTTPConnection object at 0x7f>: "
+        "after connection broken by 'NewConnectionError('<urllib3.HTTPConnection object at 0x7f>: "
         "Failed to establish a new connection: [Errno 111] Connection refused')': /simple/nope/"
     )
     lines = [
