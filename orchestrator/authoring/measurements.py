@@ -34,7 +34,7 @@ def _leaf_in_words(leaf: Any) -> str:
         low, high = leaf.low.min(), leaf.high.max()
         bounds = "without bounds" if np.isinf(low) and np.isinf(high) else f"from {low:g} to {high:g}"
         return f"{leaf.dtype} {list(leaf.shape)} {bounds}"
-    return str(leaf)
+    return f"a text of up to {leaf.max_length} characters" if isinstance(leaf, spaces.Text) else str(leaf)
 
 
 @dataclass(frozen=True, slots=True)

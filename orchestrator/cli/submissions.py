@@ -14,6 +14,25 @@ commands = typer.Typer(help="Write, check and pack a submission.", no_args_is_he
 
 @commands.command()
 @with_session
+def init(
+    directory: Annotated[Path, typer.Argument(help="A new or empty directory.")],
+    benchmark: Annotated[
+        str, typer.Option("--benchmark", "-b", help="PROVIDER/NAME that it is to play.")
+    ] = "gymnasium/CartPole-v1",
+    *,
+    session: Session,
+) -> None:
+    """Write a small submission that works, as a start.
+
+    Example: orchestrator submission init my-policy
+    """
+    from orchestrator.commands.submissions import init_command
+
+    session.run(init_command(directory, benchmark))
+
+
+@commands.command()
+@with_session
 def check(
     submission: Annotated[Path | None, typer.Argument(help="Directory with agent.py, or a .tar.gz.")] = None,
     address: Annotated[

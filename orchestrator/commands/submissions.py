@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +15,7 @@ from typing import Any
 from orchestrator.authoring.episode_check import CheckPlan
 from orchestrator.authoring.findings import Report
 from orchestrator.authoring.printing import ReportPrinter
+from orchestrator.authoring.scaffold import first_submission, write_submission
 from orchestrator.authoring.server_check import check_server
 from orchestrator.authoring.submission_check import check_submission
 from orchestrator.commands.session import ReadSettings
@@ -73,6 +76,18 @@ class CheckRequest:
             return CheckPlan(EvalJobMessage.parse(json.dumps(job)), self.episodes, self.all_tasks)
         except InvalidJob as error:
             raise UsageError(error.reason) from error  # nobody gave a job, so none is named
+
+
+async def init_command(directory: Path, benchmark: str) -> int:
+    """Write a first submission, and say what to do with it."""
+    submission = await asyncio.to_thread(first_submission, benchmark)
+    path = write_submission(directory, submission)
+    options = f"{shlex.quote(str(directory))} --benchmark {benchmark}"
+    options += f" --config {submission.config}" if submission.config else ""
+    print(f"wrote {path}, which {submission.does}; next:")
+    print(f"  orchestrator submission check {options}")
+    print(f"  orchestrator eval {options} --episodes 100 --seed 7")
+    return 0
 
 
 async def check_command(read_settings: ReadSettings, request: CheckRequest, *, as_json: bool) -> int:
