@@ -86,9 +86,11 @@ class CheckContainers:
         connector = WebSocketConnector(endpoint.host, endpoint.port, key)
         return RunningSubmission(connector, handle, time.monotonic() - started_at)
 
-    async def evidence(self, submission: RunningSubmission) -> Evidence:
-        """How its container stands, given a moment for an end that is about to show."""
-        return await settled_evidence(self._containers, submission.handle)
+    async def evidence(self, submission: RunningSubmission, *, was_lost: bool) -> Evidence:
+        """How its container stands; after a lost connection an end is given a moment to show."""
+        if was_lost:
+            return await settled_evidence(self._containers, submission.handle)
+        return await self._containers.evidence(submission.handle)
 
     async def log_tail(self, submission: RunningSubmission) -> str:
         """The end of what it printed."""

@@ -29,6 +29,9 @@ _OWN_FRAME = re.compile(r'^  File "[^/<]')
 _IMPORT_ADVICE = (
     "name packages in requirements.txt beside agent.py; put modules of your own into the directory"
 )
+_CLASS_ADVICE = (
+    "agent.py defines class Agent with act(self, observation); `submission init` writes an example"
+)
 _CONSTRUCTOR_ADVICE = (
     "Agent is made without arguments, apart from observation_space and action_space where it names them"
 )
@@ -64,7 +67,7 @@ def _load_failure_in_words(error: SubmissionError) -> Finding:
         return _wrong(LOADS, reason, rest or last_words(error.log_tail), _LOAD_TIME_ADVICE)
     if "ended before" in reason:
         return _wrong(LOADS, reason, last_words(error.log_tail), _EXIT_ADVICE if "exit" in reason else "")
-    return _wrong(LOADS, reason, rest)
+    return _wrong(LOADS, reason, rest, _CLASS_ADVICE if "class Agent" in reason else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +128,8 @@ def episode_failure(played: Played, circumstances: Circumstances) -> Finding:
         case FaultClass.NON_FINITE_ACTION:
             return _wrong(PLAYS, f"{episode}the action is not finite: {what}", advice=_NON_FINITE_ADVICE)
         case FaultClass.INVALID_ACTION:
-            advice = f"act() has to return {circumstances.action_space}"
+            nothing = "act() ended without a return: " if what.endswith("got None") else ""
+            advice = f"{nothing}act() has to return {circumstances.action_space}"
             return _wrong(PLAYS, f"{episode}the action does not fit: {what}", advice=advice)
         case FaultClass.STEP_TIMEOUT:
             return _late(episode, at, circumstances)

@@ -132,7 +132,7 @@ class Player:
         self._job = job
         self._benchmark = benchmark
         self._limits = limits
-        self._environments = EnvironmentCache(benchmark, capacity=1)
+        self._environments = EnvironmentCache(benchmark)
         self._stop = threading.Event()
 
     @property

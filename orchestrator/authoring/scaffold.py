@@ -161,9 +161,10 @@ def _random_part(leaf: Any) -> str:
 
 def _bounds(box: spaces.Box) -> tuple[Any, Any, tuple[int, ...]]:
     """Lower and upper bounds to draw between: numbers, or lists where they differ; none becomes ±1."""
-    low = np.where(np.isfinite(box.low), box.low, np.minimum(-1, box.high))
-    high = np.where(np.isfinite(box.high), box.high, np.maximum(1, box.low))
-    plain = int if box.dtype.kind in "iu" else float
+    low, high, plain = box.low, box.high, int if box.dtype.kind in "iu" else float
+    if plain is float:
+        low = np.where(np.isfinite(low), low, np.minimum(-1, high))
+        high = np.where(np.isfinite(high), high, np.maximum(1, low))
     if low.size <= MOST_BOUNDS and not (np.ptp(low) == 0 and np.ptp(high) == 0):
         return low.astype(plain).tolist(), high.astype(plain).tolist(), tuple(box.shape)
     return plain(low.max()), plain(high.min()), tuple(box.shape)

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from orchestrator.actors.episode_runner import RunKind
 from orchestrator.actors.submission_container import Archive
 from orchestrator.adapters.artifacts.pack import PackedArchive, existing_archive, pack_directory
 from orchestrator.adapters.policies.websocket import WebSocketConnector
@@ -112,7 +113,8 @@ class _ContainedPolicy:
         return self.submission.connector
 
     async def failure(self, played: Played, circumstances: Circumstances) -> Finding:
-        evidence = await self.containers.evidence(self.submission)
+        was_lost = played.report.kind is RunKind.POLICY_LOST
+        evidence = await self.containers.evidence(self.submission, was_lost=was_lost)
         tail = await self.containers.log_tail(self.submission)
         return episode_failure(played, replace(circumstances, evidence=evidence, log_tail=tail))
 

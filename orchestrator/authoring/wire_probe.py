@@ -20,6 +20,7 @@ from orchestrator.submission.wire import WireError, WireLimits, packb, unpackb
 CONTROL_KEY = "__orchestrator__"
 SEQUENCE_KEY = "__sequence__"
 MAX_MESSAGE_BYTES = 64 * 2**20
+NO_FRAMES = "not the WebSocket protocol"
 CLOSE_SECONDS = 5.0
 PARTING_SECONDS = 1.0
 
@@ -38,12 +39,11 @@ class Came(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came: a value, or words for a person about what came instead."""
+    """What came: a value, or the reason why there is none."""
 
     came: Came
     value: Any = None
-    words: str = ""
-    size_bytes: int = 0
+    reason: str = ""
 
     @property
     def as_map(self) -> dict[str, Any] | None:
@@ -51,11 +51,34 @@ class Answer:
         return self.value if self.came is Came.VALUE and isinstance(self.value, dict) else None
 
     def __str__(self) -> str:
-        if self.came is Came.VALUE and self.as_map is None:
+        """What came as a noun, for a sentence: "first came ..."."""
+        match self.came:
+            case Came.TEXT:
+                return f"a text message: {_last_line(self.value)}"
+            case Came.NOTHING:
+                return f"nothing {self.reason}"
+            case Came.END:
+                return f"the end of the connection{self.reason and ': '}{self.reason}"
+            case Came.GARBAGE if self.breaks_frames:
+                return f"what is {self.reason}"
+            case Came.GARBAGE:
+                return f"what is no message: {self.reason}"
+        if self.as_map is None:
             return f"a {type(self.value).__name__}, where a map is due"
-        if self.as_map is not None:
-            return f"a map with the keys {sorted(map(str, self.as_map))}"
-        return self.words
+        return f"a map with the keys {sorted(map(str, self.as_map))}"
+
+    @property
+    def breaks_frames(self) -> bool:
+        """Whether it is not even a WebSocket message."""
+        return self.came is Came.GARBAGE and self.reason.startswith(NO_FRAMES)
+
+    @property
+    def is_too_large(self) -> bool:
+        return self.came is Came.GARBAGE and ("size limit" in self.reason or "above the limit" in self.reason)
+
+
+def _end(error: ConnectionLost) -> Answer:
+    return Answer(Came.END, reason=str(error).removeprefix("the peer closed the connection").lstrip(": "))
 
 
 class NotOpened(Exception):
@@ -108,30 +131,30 @@ class ProbeLine:
         try:
             message = self._websocket.receive(time.monotonic() + seconds)
         except TimeoutError:
-            return Answer(Came.NOTHING, words=f"nothing within {seconds:g} s")
+            return Answer(Came.NOTHING, reason=f"within {seconds:g} s")
         except ConnectionLost as error:
-            return Answer(Came.END, words=str(error))
+            return _end(error)
         except WireError as error:
-            return Answer(Came.GARBAGE, words=str(error))
+            return Answer(Came.GARBAGE, reason=str(error))
         if isinstance(message, str):
-            return Answer(Came.TEXT, message, f"a text message: {_shortened(message)}", len(message))
+            return Answer(Came.TEXT, message)
         self.largest_bytes = max(self.largest_bytes, len(message))
         try:
             value = unpackb(message, limits=WireLimits(frame_bytes=MAX_MESSAGE_BYTES))
         except WireError as error:
-            return Answer(Came.GARBAGE, words=str(error), size_bytes=len(message))
-        return Answer(Came.VALUE, value, size_bytes=len(message))
+            return Answer(Came.GARBAGE, reason=str(error))
+        return Answer(Came.VALUE, value)
 
     def ask(self, request: bytes) -> Answer:
         """What comes in answer to one binary message."""
         try:
             self._websocket.send(request, time.monotonic() + self._reply_seconds)
         except TimeoutError:
-            return Answer(Came.NOTHING, words=f"not taken within {self._reply_seconds:g} s")
+            return Answer(Came.NOTHING, reason=f"within {self._reply_seconds:g} s: it was not even read")
         except ConnectionLost as error:
             # The server may have said why before it hung up.
             said = self.receive(self._reply_seconds)
-            return said if said.came is not Came.GARBAGE else Answer(Came.END, words=str(error))
+            return _end(error) if said.came is Came.GARBAGE else said
         return self.receive(self._reply_seconds)
 
     def next_sequence(self) -> int:
@@ -156,8 +179,10 @@ class ProbeLine:
         """What comes after a Close frame of ours: an END that names the server's own, in order."""
         try:
             self._websocket.say_goodbye(time.monotonic() + seconds)
-        except (ConnectionLost, TimeoutError) as error:
-            return Answer(Came.END, words=str(error))
+        except ConnectionLost as error:
+            return _end(error)
+        except TimeoutError:
+            return Answer(Came.NOTHING, reason=f"within {seconds:g} s: it was not even read")
         return self.receive(seconds)
 
     def abort(self) -> None:
@@ -211,8 +236,8 @@ class ServerUnderTest:
                 line.abort()
 
 
-def _shortened(text: str) -> str:
-    """The last line of a text, which names the exception of a traceback."""
+def _last_line(text: str) -> str:
+    """Of a traceback the line that names the exception."""
     lines = text.strip().splitlines() or [""]
     line = lines[-1]
     return repr(line if len(line) <= _SHOWN_CHARACTERS else f"{line[: _SHOWN_CHARACTERS - 3]}...")
