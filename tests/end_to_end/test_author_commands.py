@@ -18,7 +18,9 @@ import pytest
 
 from orchestrator.adapters.artifacts.pack import pack_directory
 from orchestrator.authoring.containers import SCRATCH_PREFIX
-from tests.end_to_end.conftest import EXAMPLES
+from orchestrator.domain.lifecycle import JobStatus
+from orchestrator.domain.messages import EvalJobMessage
+from tests.end_to_end.conftest import EXAMPLES, Plane
 from tests.end_to_end.test_command_line import ORCHESTRATOR, environment, orchestrator, start, wait_until
 from tests.golden_texts import check_golden
 from tests.policy_processes import running, running_policy_server
@@ -105,6 +107,22 @@ def test_a_server_of_its_own_keeps_every_rule_and_plays() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert not re.search("^  [-!✗]", done.stdout, re.MULTILINE)
     assert "returns 500, 500; 2 of 2 successful" in done.stdout
+
+
+@pytest.mark.ray
+async def test_a_server_of_its_own_is_evaluated(plane: Plane) -> None:
+    with running([str(EXAMPLES / "cartpole_server" / "main.py"), "--port", "0"]) as server:
+        job = EvalJobMessage(
+            job_id=1,
+            env_provider="gymnasium",
+            benchmark_name="CartPole-v1",
+            config={"episodes_per_task": 4, "seed": 7},
+            artifact_url=f"ws://127.0.0.1:{server.port}",
+            resources={"workers": 2},
+        )
+        result = await plane.evaluate(job)
+
+    assert (result.status, result.score, result.error) == (JobStatus.COMPLETED, 1.0, None)
 
 
 def test_a_server_whose_policy_forgets_nothing_is_found_out(tmp_path: Path) -> None:
