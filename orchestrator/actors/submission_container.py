@@ -13,7 +13,12 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from orchestrator.domain.errors import InfrastructureError, OrchestratorError, SubmissionError
+from orchestrator.domain.errors import (
+    InfrastructureError,
+    OrchestratorError,
+    SubmissionError,
+    SubmissionSilent,
+)
 from orchestrator.ports import (
     Claim,
     ContainerLimits,
@@ -151,6 +156,22 @@ class SubmissionContainer:
         await self.tools.store.forget_container(record.container_id)
 
     async def _create(self, claim: Claim) -> PolicyConnector:
+        """A connector to a fresh container; to a second one where the first fell silent, as a network may."""
+        try:
+            return await self._create_once(claim)
+        except SubmissionSilent as error:
+            log.warning("submission_silent", job_id=claim.job.job_id, why=str(error))
+        await self.remove(claim)
+        try:
+            return await self._create_once(claim)
+        except SubmissionSilent as error:
+            raise SubmissionError(
+                f"the submission took its archive and then did not answer as its server should ({error}), "
+                "in two containers one after the other",
+                await self.logs(),
+            ) from error
+
+    async def _create_once(self, claim: Claim) -> PolicyConnector:
         if self._archive is None:
             self._archive = await self.fetch_archive()
         attempt = await self.tools.store.last_attempt(claim.job.job_id) + 1
@@ -177,12 +198,13 @@ class SubmissionContainer:
     async def _await_policy(self, record: ContainerRecord) -> PolicyConnector:
         assert record.handle is not None
         key = self.tools.session_key(record.container_id)
-        until = time.monotonic() + self.tools.start_up_timeout_seconds
-        endpoint = await self.tools.containers.wait_ready(record.handle, self.tools.start_up_timeout_seconds)
+        timeout_seconds = self.tools.start_up_timeout_seconds
+        endpoint = await self.tools.containers.wait_ready(record.handle, timeout_seconds)
         assert self._archive is not None
         try:
+            # All of the time: what the container needed before is not the submission's doing.
             await self.tools.host_client(endpoint, key).push_archive(
-                self._archive.path, self._archive.sha256, max(0.1, until - time.monotonic())
+                self._archive.path, self._archive.sha256, timeout_seconds
             )
         except SubmissionError as error:
             raise SubmissionError(error.reason, error.log_tail or await self.logs()) from error
@@ -192,6 +214,8 @@ class SubmissionContainer:
             if evidence.verdict is Verdict.SUBMISSION:
                 reason = f"the submission ended before it answered: {evidence.reason}"
                 raise SubmissionError(reason, await self.logs()) from error
+            if not evidence.running:
+                raise InfrastructureError(f"the container ended: {evidence.reason}") from error
             raise
         return self.tools.connector(endpoint, key)
 

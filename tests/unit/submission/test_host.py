@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,13 +66,39 @@ def waiting_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSe
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[RunningServer]:
-    with running_host(tmp_path / "work", KEY, "--port-file", str(tmp_path / "port")) as server:
+    with running_host(tmp_path / "work", KEY) as server:
         yield server
+
+
+def test_a_port_file_names_the_port_and_the_log_is_left_to_the_submission(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, KEY)
+    os.close(writer)
+    port_file = tmp_path / "port"
+    command = ["-m", "orchestrator.submission.host", "--directory", str(tmp_path / "work")]
+    options = ["--port-file", str(port_file), "--key-fd", str(reader)]
+    process = subprocess.Popen(
+        [sys.executable, *command, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pass_fds=[reader],
+    )
+    os.close(reader)
+    try:
+        deadline = time.monotonic() + 60
+        while not port_file.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+        assert ask(int(port_file.read_text()), op="status")["state"] == "waiting"
+    finally:
+        process.terminate()
+        printed, _ = process.communicate(timeout=30)
+    assert printed == b""
 
 
 async def test_a_pushed_archive_is_served_by_the_same_process(host: RunningServer, tmp_path: Path) -> None:
     sha256 = write_archive(tmp_path / "a.tar.gz", {"mine/agent.py": ECHO_AGENT})
-    assert (tmp_path / "port").read_text() == f"{host.port}\n"
     assert ask(host.port, op="status") == {"ok": True, "state": "waiting", "error": None}
 
     await client(host).push_archive(tmp_path / "a.tar.gz", sha256, 60)
