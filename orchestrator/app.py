@@ -22,7 +22,6 @@ import psutil
 import ray
 
 from orchestrator.actors.control_plane import RaySupervisors, sink_name
-from orchestrator.actors.episode_runner import EpisodeLimits
 from orchestrator.actors.job_supervision import Cluster, JobSupervision, SupervisionParts
 from orchestrator.actors.queue_consumer import QueueConsumer
 from orchestrator.actors.reconciler import Reconciler
@@ -52,8 +51,9 @@ from orchestrator.domain.episodes import EpisodeOutcome
 from orchestrator.domain.errors import InfrastructureError, UsageError
 from orchestrator.domain.messages import EvalResultMessage
 from orchestrator.domain.results import build_result
+from orchestrator.limits import container_limits, episode_limits
 from orchestrator.logging import bind_process, configure_logging, get_logger
-from orchestrator.ports import Claim, ContainerLimits, Containers, Endpoint, Job, PolicyConnector
+from orchestrator.ports import Claim, Containers, Endpoint, Job, PolicyConnector
 from orchestrator.settings import Settings
 
 log = get_logger()
@@ -221,18 +221,10 @@ class ControlPlaneRecipe:
             node_resource=f"node:{ray.util.get_node_ip_address()}",
             cluster_grows=self.cluster_grows,
         )
-        limits = EpisodeLimits(
-            step_timeout_seconds=config.step_timeout_seconds or settings.step_timeout_seconds,
-            episode_timeout_seconds=config.episode_timeout_seconds or settings.episode_timeout_seconds,
-            reset_timeout_seconds=settings.reset_timeout_seconds,
-            max_steps=config.max_episode_steps,
-            action_horizon=config.action_horizon,
-            clips=(config.out_of_bounds_actions or settings.out_of_bounds_actions) == "clip",
-        )
         setup = WorkerSetup(
             job=job,
             connector=WebSocketConnector("", 0),
-            limits=limits,
+            limits=episode_limits(job, settings),
             sink=None,
             step_log_interval=config.step_log_interval or settings.step_log_interval,
             log_steps=settings.telemetry_steps,
@@ -256,7 +248,7 @@ class ControlPlaneRecipe:
             connector=_connector,
             session_key=self.installation.session_key,
             installation_id=self.installation.installation_id,
-            limits=self._limits(claim),
+            limits=container_limits(claim.job.message, self.settings),
             start_up_timeout_seconds=self.settings.start_up_timeout_seconds,
         )
         schemes = self.settings.archive_allowed_schemes + (("file",) if claim.job.local else ())
@@ -279,14 +271,6 @@ class ControlPlaneRecipe:
             # Anybody could have us dial any address inside the cluster.
             raise UsageError("only jobs of the local command line may name a policy server by its address")
         return ExternalPolicy(WebSocketConnector(host, port), self.settings.connect_timeout_seconds)
-
-    def _limits(self, claim: Claim) -> ContainerLimits:
-        allowed, asked = self.settings.container_memory_bytes, claim.job.message.resources.memory_bytes
-        return ContainerLimits(
-            memory_bytes=min(allowed, asked) if allowed and asked else allowed or asked,
-            disk_bytes=self.settings.container_disk_bytes,
-            log_bytes=self.settings.container_log_bytes,
-        )
 
 
 async def remove_containers(settings: Settings, installation: Installation) -> None:

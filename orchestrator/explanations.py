@@ -48,21 +48,16 @@ def _fault_lines(tasks: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
 def _example(example: Mapping[str, Any]) -> Iterator[RenderableType]:
     place = f"episode {example['episode_id']} of {example['task_id']}"
     yield plain_text(f"the first {example['fault']}, in {place}:", style="yellow")
-    yield Padding(plain_text(example["detail"] or "no details"), (0, 0, 0, 2), expand=False)
+    yield Padding(plain_text(example["detail"].rstrip() or "no details"), (0, 0, 0, 2), expand=False)
 
 
 def _clipped(overall: Mapping[str, Any]) -> Iterator[Text]:
     actions, episodes = overall.get("clipped_actions"), overall.get("clipped_episodes")
     if actions:
+        counted = "1 action out of bounds was" if actions == 1 else f"{actions} actions out of bounds were"
         yield plain_text(
-            f"clipped: {_counted(actions, 'action')} out of bounds, in {episodes} of "
-            f"{_counted(overall['episodes'], 'episode')}, moved to the bounds",
-            style="yellow",
+            f"{counted} clipped, in {episodes} of {overall['episodes']} episodes", style="yellow"
         )
-
-
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _unsaid(log: str, error: str) -> str:

@@ -33,7 +33,7 @@ CONTAINER_FAULTS = frozenset(
         FaultClass.STEP_TIMEOUT,
     }
 )
-END_OF_LOG_CHARS = 2000
+END_OF_LOG_CHARS = 4000
 
 
 class Ruling(Enum):
@@ -201,6 +201,10 @@ class PolicyJudge:
 
 def _end_of_log(log_tail: str) -> str:
     """The last words of a container for the fault that ends it: its log goes with it."""
-    if not log_tail.strip():
+    end = log_tail.rstrip()
+    if not end:
         return ""
-    return f"\nthe end of its log:\n{log_tail.rstrip()[-END_OF_LOG_CHARS:]}"
+    if len(end) > END_OF_LOG_CHARS:
+        cut = end[-END_OF_LOG_CHARS:]
+        end = cut.partition("\n")[2] or cut
+    return f"\nthe end of its log:\n{end}"

@@ -127,12 +127,7 @@ class SubmissionContainer:
         """How the container stands, given a moment for an end that is about to show."""
         if self._record is None or self._record.handle is None:
             return Evidence(False, "there is no container", Verdict.INFRASTRUCTURE)
-        until = time.monotonic() + END_OF_PROCESS_SECONDS
-        while True:
-            evidence = await self.tools.containers.evidence(self._record.handle)
-            if not evidence.running or time.monotonic() > until:
-                return evidence
-            await asyncio.sleep(0.05)
+        return await settled_evidence(self.tools.containers, self._record.handle)
 
     async def logs(self) -> str:
         """The end of what the submission printed."""
@@ -197,27 +192,59 @@ class SubmissionContainer:
 
     async def _await_policy(self, record: ContainerRecord) -> PolicyConnector:
         assert record.handle is not None
-        key = self.tools.session_key(record.container_id)
-        timeout_seconds = self.tools.start_up_timeout_seconds
-        endpoint = await self.tools.containers.wait_ready(record.handle, timeout_seconds)
         assert self._archive is not None
-        try:
-            # All of the time: what the container needed before is not the submission's doing.
-            await self.tools.host_client(endpoint, key).push_archive(
-                self._archive.path, self._archive.sha256, timeout_seconds
-            )
-        except SubmissionError as error:
-            raise SubmissionError(error.reason, error.log_tail or await self.logs()) from error
-        except InfrastructureError as error:
-            # The host is part of the container: what ended it decides whose fault this was.
-            evidence = await self.evidence()
-            if evidence.verdict is Verdict.SUBMISSION:
-                reason = f"the submission ended before it answered: {evidence.reason}"
-                raise SubmissionError(reason, await self.logs()) from error
-            if not evidence.running:
-                raise InfrastructureError(f"the container ended: {evidence.reason}") from error
-            raise
+        key = self.tools.session_key(record.container_id)
+        endpoint = await hand_over(
+            self.tools.containers,
+            record.handle,
+            lambda endpoint: self.tools.host_client(endpoint, key),
+            self._archive,
+            self.tools.start_up_timeout_seconds,
+        )
         return self.tools.connector(endpoint, key)
+
+
+async def hand_over(
+    containers: Containers,
+    handle: str,
+    host_client: Callable[[Endpoint], HostClient],
+    archive: Archive,
+    timeout_seconds: float,
+) -> Endpoint:
+    """Give a fresh container its archive; where the policy answers, once it does.
+
+    Raises:
+        SubmissionError: archive or policy cannot be used, or ended the container; with the log's tail.
+        SubmissionSilent: the submission has its archive and runs, but does not answer as its server should.
+        InfrastructureError: the container did not come up through no fault of the submission.
+    """
+    endpoint = await containers.wait_ready(handle, timeout_seconds)
+    try:
+        # All of the time: what the container needed until here is not the submission's doing.
+        await host_client(endpoint).push_archive(archive.path, archive.sha256, timeout_seconds)
+    except SubmissionError as error:
+        tail = error.log_tail or await containers.logs(handle, LOG_TAIL_BYTES)
+        raise SubmissionError(error.reason, tail) from error
+    except InfrastructureError as error:
+        # The host is part of the container: what ended it decides whose fault this was.
+        evidence = await settled_evidence(containers, handle)
+        if evidence.verdict is Verdict.SUBMISSION:
+            reason = f"the submission ended before it answered: {evidence.reason}"
+            raise SubmissionError(reason, await containers.logs(handle, LOG_TAIL_BYTES)) from error
+        if not evidence.running:
+            raise InfrastructureError(f"the container ended: {evidence.reason}") from error
+        raise
+    return endpoint
+
+
+async def settled_evidence(containers: Containers, handle: str) -> Evidence:
+    """How the container stands, given a moment for an end that is about to show."""
+    until = time.monotonic() + END_OF_PROCESS_SECONDS
+    while True:
+        evidence = await containers.evidence(handle)
+        if not evidence.running or time.monotonic() > until:
+            return evidence
+        await asyncio.sleep(0.05)
 
 
 @dataclass

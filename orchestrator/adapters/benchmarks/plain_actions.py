@@ -73,7 +73,8 @@ def _numbers(space: AnySpace, value: Any, name: str) -> AnyArray:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         bad = ~np.isfinite(array)
         index = _first(bad)
-        raise NonFiniteAction(f"{where(name)}{_counted(bad)} not finite: {_place(index)}{array[index]}")
+        shown = _shown(bad, index, array[index], "not finite")
+        raise NonFiniteAction(f"{where(name)}{shown} is not finite")
     return array
 
 
@@ -100,7 +101,7 @@ def _out_of_bounds(space: spaces.Box, array: AnyArray, outside: npt.NDArray[np.b
     index = _first(outside)
     value, low, high = array[index], space.low[index], space.high[index]
     side = f"below its lower bound {low}" if value < low else f"above its upper bound {high}"
-    return f"{_counted(outside)} out of bounds: {_place(index)}{value} is {side}"
+    return f"{_shown(outside, index, value, 'out of bounds')} is {side}"
 
 
 def _first(bad: npt.NDArray[np.bool_]) -> tuple[int, ...]:
@@ -108,14 +109,11 @@ def _first(bad: npt.NDArray[np.bool_]) -> tuple[int, ...]:
     return tuple(int(part) for part in np.argwhere(bad)[0])
 
 
-def _counted(bad: npt.NDArray[np.bool_]) -> str:
+def _shown(bad: npt.NDArray[np.bool_], index: tuple[int, ...], value: Any, adjective: str) -> str:
+    """The first bad number with its place in the action, and how many there are if it is not the only one."""
+    number = f"{list(index)} = {value}" if index else f"{value}"
     count = np.count_nonzero(bad)
-    return f"{count} of {bad.size} numbers {'is' if count == 1 else 'are'}"
-
-
-def _place(index: tuple[int, ...]) -> str:
-    """Where in the action: "[2] = ", or nothing for a single number without an index."""
-    return f"{list(index)} = " if index else ""
+    return number if count == 1 else f"{count} of {bad.size} numbers are {adjective}: {number}"
 
 
 def _integral(space: AnySpace, array: AnyArray, name: str) -> npt.NDArray[np.object_]:
