@@ -186,9 +186,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     workdir = options.directory.resolve()
     host = SubmissionHost(workdir, options.max_archive_bytes, limits, options.push_timeout)
     Door(listener, session_key, host.welcome, connections=options.connections).open()
+    port = listener.getsockname()[1]
     if options.port_file is not None:
-        _write_port(options.port_file, listener.getsockname()[1])
-    print(f"waiting for an archive on {options.host}:{listener.getsockname()[1]}", flush=True)
+        _write_port(options.port_file, port)  # and no word: what is printed is the submission's log
+    else:
+        print(f"waiting for an archive on {options.host}:{port}", flush=True)
     unpacked = host.outcome.get()
     if unpacked is None:
         time.sleep(LINGER_AFTER_FAILURE_SECONDS)  # so that whoever asks is told why

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.domain.errors import InfrastructureError, SubmissionError
+from orchestrator.domain.errors import InfrastructureError, SubmissionError, SubmissionSilent
 from orchestrator.ports import Endpoint, HostClient
 from orchestrator.submission.handshake import (
     HandshakeFailed,
@@ -29,6 +29,14 @@ REQUEST_SECONDS = 10.0
 CHUNK_BYTES = 256 * 1024
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """How the host says that it stands; `where` in its code a submission that loads stands, if it is told."""
+
+    state: HostState
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,52 +58,63 @@ class SubmissionHostClient(HostClient):
         Raises:
             SubmissionError: the archive was refused, or the policy did not load (with its traceback), also
                 not in time.
-            InfrastructureError: the host was lost, did not prove the session key, or was late before it held
-                the archive.
+            SubmissionSilent: the host was lost or did not prove the session key once it held the archive: by
+                then it is the submission that answers.
+            InfrastructureError: likewise before that, or it was late before that.
         """
         deadline = time.monotonic() + timeout_seconds
         pause = FIRST_PAUSE_SECONDS
         answered_at = time.monotonic()
+        last = _Answer(HostState.WAITING)
         held = False
         while True:
             try:
                 step = partial(self._advance, archive, sha256, held, deadline)
-                state = await _in_thread(step)
+                last = await _in_thread(step)
                 answered_at = time.monotonic()
             except ConnectionLost as error:
                 if time.monotonic() >= min(deadline, answered_at + self.grace_seconds):
-                    raise InfrastructureError(f"the submission host was lost: {error}") from error
-                state = HostState.LOADING if held else HostState.WAITING
+                    raise _loss(held, str(error)) from error
             except TimeoutError:
                 answered_at = time.monotonic()
-                state = HostState.LOADING if held else HostState.WAITING
             except (WireError, HandshakeFailed) as error:
-                raise InfrastructureError(f"the submission host misbehaved: {error}") from error
-            if state is HostState.SERVING:
+                raise _loss(held, str(error)) from error
+            if last.state is HostState.SERVING:
                 return
-            held = held or state is HostState.LOADING
+            held = held or last.state is HostState.LOADING
             if time.monotonic() >= deadline:
-                if held:
-                    raise SubmissionError("the policy did not load in time")
-                raise InfrastructureError("the submission host did not take the archive in time")
+                raise _lateness(held, timeout_seconds, last.where)
             await asyncio.sleep(min(pause, max(deadline - time.monotonic(), 0)))
             pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
 
-    def _advance(self, archive: Path, sha256: str, held: bool, deadline: float, call: _Call) -> HostState:
+    def _advance(self, archive: Path, sha256: str, held: bool, deadline: float, call: _Call) -> _Answer:
         """One connection: push unless the host holds the archive, else ask how it stands."""
         soon = min(deadline, time.monotonic() + REQUEST_SECONDS)
         stream = call.connect(self.endpoint, soon)
         prove_as_client(stream, self.session_key, soon)
         if held:
-            return _read_state(_ask(stream, {"op": "status"}, soon))
+            return _read(_ask(stream, {"op": "status"}, soon))
         size = archive.stat().st_size
-        state = _read_state(_ask(stream, {"op": "push", "size": size, "sha256": sha256.lower()}, soon))
-        if state is not HostState.WAITING:
-            return state
+        answer = _read(_ask(stream, {"op": "push", "size": size, "sha256": sha256.lower()}, soon))
+        if answer.state is not HostState.WAITING:
+            return answer
         with archive.open("rb") as source:
             while chunk := source.read(CHUNK_BYTES):
                 stream.send_all(chunk, deadline)
-        return _read_state(receive_message(stream, deadline))
+        return _read(receive_message(stream, deadline))
+
+
+def _loss(held: bool, reason: str) -> InfrastructureError:
+    return (
+        SubmissionSilent(reason) if held else InfrastructureError(f"the submission host was lost: {reason}")
+    )
+
+
+def _lateness(held: bool, timeout_seconds: float, where: str) -> SubmissionError | InfrastructureError:
+    if not held:
+        return InfrastructureError("the submission host did not take the archive in time")
+    stands = f"; it stands at:\n{where}" if where else ""
+    return SubmissionError(f"the submission did not load within {timeout_seconds:g} s{stands}")
 
 
 def _ask(stream: ByteStream, request: dict[str, Any], deadline: float) -> dict[str, Any]:
@@ -103,7 +122,7 @@ def _ask(stream: ByteStream, request: dict[str, Any], deadline: float) -> dict[s
     return receive_message(stream, deadline)
 
 
-def _read_state(answer: dict[str, Any]) -> HostState:
+def _read(answer: dict[str, Any]) -> _Answer:
     try:
         state = HostState(str(answer.get("state")))
     except ValueError:
@@ -111,8 +130,8 @@ def _read_state(answer: dict[str, Any]) -> HostState:
     if state is HostState.FAILED:
         raise SubmissionError(str(answer.get("error") or "the submission did not load"))
     if answer.get("ok") is not True:
-        raise InfrastructureError(f"the submission host refused: {answer.get('error')}")
-    return state
+        raise WireError(f"it refused: {answer.get('error')}")
+    return _Answer(state, str(answer.get("where") or ""))
 
 
 class _Call:
