@@ -37,7 +37,6 @@ from orchestrator.actors.submission_container import (
     SubmissionContainer,
 )
 from orchestrator.adapters.artifacts.fetch import FetchLimits, fetch_archive
-from orchestrator.adapters.policies.host_client import SubmissionHostClient
 from orchestrator.adapters.policies.websocket import WebSocketConnector
 from orchestrator.adapters.postgres.installation import Installation
 from orchestrator.adapters.postgres.job_store import JobRules, PostgresJobStore
@@ -48,22 +47,21 @@ from orchestrator.adapters.postgres.queue import TelemetryRows
 from orchestrator.adapters.postgres.reconciliation import ReconciliationQueries
 from orchestrator.adapters.postgres.server_files import default_data_dir
 from orchestrator.adapters.process.containers import ProcessContainers
-from orchestrator.adapters.process.launch import submission_host_command
-from orchestrator.adapters.process.pip_settings import pip_settings
 from orchestrator.domain.episodes import EpisodeOutcome
 from orchestrator.domain.errors import InfrastructureError, UsageError
 from orchestrator.domain.messages import EvalResultMessage
 from orchestrator.domain.results import build_result
 from orchestrator.limits import container_limits, episode_limits
+from orchestrator.local_containers import process_containers, submission_host
 from orchestrator.logging import bind_process, configure_logging, get_logger
 from orchestrator.ports import Claim, Containers, Endpoint, Job, PolicyConnector
 from orchestrator.settings import Settings
-from orchestrator.submission.preparation import EnvironmentOptions
 
 log = get_logger()
 
 CONSUMER_APPLICATION = "orchestrator consumer"
 EXTERNAL_SCHEME = "ws"
+CONTAINERS = "containers"
 
 
 def data_directory(settings: Settings) -> Path:
@@ -195,6 +193,7 @@ class ControlPlaneRecipe:
                 validator_hotkey=self.settings.validator_hotkey,
                 lease_seconds=self.settings.lease_seconds,
                 max_containers=self.settings.max_containers_per_job,
+                out_of_bounds_actions=self.settings.out_of_bounds_actions,
             )
             try:
                 yield JobSupervision(parts, job_id, holder, started_at)
@@ -211,7 +210,8 @@ class ControlPlaneRecipe:
 
     def _containers(self) -> Containers:
         # A Ray worker's parent is its node's raylet: with the node gone, nobody can talk to the container.
-        return process_containers(self.settings, watch_pid=os.getppid())
+        data = data_directory(self.settings)
+        return process_containers(self.settings, data, data / CONTAINERS, watch_pid=os.getppid())
 
     def _cluster(self, claim: Claim) -> Cluster:
         job = claim.job.message
@@ -247,9 +247,7 @@ class ControlPlaneRecipe:
         tools = ContainerTools(
             store=store,
             containers=self._containers(),
-            host_client=lambda endpoint, key: SubmissionHostClient(
-                endpoint, key, environment_timeout_seconds=self.settings.environment_timeout_seconds
-            ),
+            host_client=partial(submission_host, self.settings),
             connector=_connector,
             session_key=self.installation.session_key,
             installation_id=self.installation.installation_id,
@@ -278,27 +276,9 @@ class ControlPlaneRecipe:
         return ExternalPolicy(WebSocketConnector(host, port), self.settings.connect_timeout_seconds)
 
 
-def process_containers(settings: Settings, watch_pid: int | None = None) -> ProcessContainers:
-    """Containers as processes of this machine, whose submissions share the environments kept there."""
-    data = data_directory(settings)
-    environments = EnvironmentOptions(
-        store=data / "environments",
-        timeout_seconds=settings.environment_timeout_seconds,
-        keep=settings.environments_kept,
-        max_bytes=settings.environments_max_bytes,
-        from_index=settings.requirements_from_index,
-    )
-    return ProcessContainers(
-        data / "containers",
-        watch_pid=watch_pid,
-        command=partial(submission_host_command, environments=environments),
-        pip_settings=pip_settings(os.environ) if settings.requirements_from_index else None,
-    )
-
-
 async def remove_containers(settings: Settings, installation: Installation) -> None:
     """Remove what process containers left on this machine, after the Ray they were bound to has ended."""
-    containers = process_containers(settings)
+    containers = ProcessContainers(data_directory(settings) / CONTAINERS)
     for owned in await containers.list_owned(installation.installation_id):
         try:
             await containers.remove(owned.handle)

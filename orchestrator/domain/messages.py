@@ -20,6 +20,7 @@ OUTGOING_QUEUES = (QUEUE_RESULT, QUEUE_STATUS, QUEUE_EPISODE, QUEUE_STEP)
 MAX_JOB_ID = 2**63 - 1
 JobId = Annotated[int, Field(ge=0, le=MAX_JOB_ID)]
 ScoreName = Literal["success_rate", "avg_reward"]
+OutOfBounds = Literal["clip", "fault"]
 
 
 def utc_now() -> datetime:
@@ -64,6 +65,7 @@ class JobConfig(BaseModel):
     episode_timeout_seconds: Annotated[float, Field(gt=0, le=864_000)] | None = None
     action_horizon: Annotated[int, Field(ge=1)] = 1
     stateless: bool = False
+    out_of_bounds_actions: OutOfBounds | None = None
 
 
 class EvalJobMessage(Message):

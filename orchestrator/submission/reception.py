@@ -148,7 +148,7 @@ class SubmissionHost:
         try:
             server.wait_serving(time.monotonic() + load_seconds)
         except DoesNotServe as error:
-            self.fail(str(error))
+            self.fail(str(error), logged=False)  # the log's last words are main.py's own
             return
         with self._lock:
             self._state = HostState.SERVING
@@ -230,11 +230,12 @@ class SubmissionHost:
                 self._state, self._doing = HostState.LOADING, ""
             self.events.put(Ready(directory, sha256, prepared))
 
-    def fail(self, reason: str, *, ours: bool = False) -> None:
+    def fail(self, reason: str, *, ours: bool = False, logged: bool = True) -> None:
         """Answer every request with `reason` from now on, and tell the main thread; `ours`: not its fault."""
         with self._lock:
             if self._state is HostState.FAILED:
                 return
             self._state, self._error, self._ours = HostState.FAILED, reason[:MAX_REASON_CHARACTERS], ours
-        print(reason, file=sys.stderr, flush=True)
+        if logged:
+            print(reason, file=sys.stderr, flush=True)
         self.events.put(Failed())

@@ -6,6 +6,8 @@ counts is when the message is whole. Three errors: `TimeoutError` (late), `Conne
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import select
 import socket
 import time
@@ -25,6 +27,10 @@ RECEIVE_BYTES = 256 * 1024
 MAX_HTTP_HEAD_BYTES = 16 * 1024
 MAX_FRAGMENTS = 4096
 TEXT_CAP_BYTES = 64 * 1024
+
+# websockets logs every frame: thousands of lines an episode, and their time is that of a step.
+_QUIET = logging.getLogger("orchestrator.websocket")
+_QUIET.setLevel(logging.INFO)
 
 Deadline = float | None
 
@@ -187,14 +193,23 @@ class WebSocket:
         if self._end is not None:
             raise self._end
 
-    def close(self, code: int = 1000, reason: str = "") -> None:
-        """Say goodbye if that needs no waiting, and close."""
+    def say_goodbye(self, deadline: Deadline, code: int = 1000, reason: str = "") -> None:
+        """Send a Close frame; the peer's own can still be received, as a ConnectionLost that names it."""
         try:
             self._protocol.send_close(code, reason)
-            self._flush(time.monotonic())
-        except (InvalidState, TimeoutError, ConnectionLost):
-            pass
+        except InvalidState:
+            raise ConnectionLost("the connection is closed") from None
+        self._flush(deadline)
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Say goodbye if that needs no waiting, and close."""
+        with contextlib.suppress(TimeoutError, ConnectionLost):
+            self.say_goodbye(time.monotonic(), code, reason)
         self._stream.close()
+
+    def abort(self) -> None:
+        """Make every call on this connection end now; safe from another thread."""
+        self._stream.abort()
 
     def _flush(self, deadline: Deadline) -> None:
         for data in self._protocol.data_to_send():
@@ -213,8 +228,10 @@ class WebSocket:
             self._take(frame)
         error = self._protocol.parser_exc
         if error is not None:
-            what = "a message above the size limit" if isinstance(error, PayloadTooBig) else str(error)
-            raise WireError(f"not the WebSocket protocol: {what}")
+            if isinstance(error, PayloadTooBig):
+                size = (error.size or 0) + (error.current_size or 0)
+                raise WireError(f"a message of {size} bytes or more, above the limit of {error.max_size}")
+            raise WireError(f"not the WebSocket protocol: {error}")
         self._flush(deadline)
 
     def _take(self, frame: Frame) -> None:
@@ -253,7 +270,8 @@ def open_websocket(
         TimeoutError, ConnectionLost, WireError: the last one when the peer is no WebSocket server.
     """
     resource, _, query = path.partition("?")
-    protocol = ClientProtocol(WebSocketURI(False, host, port, resource, query), max_size=max_bytes)
+    address = WebSocketURI(False, host, port, resource, query)
+    protocol = ClientProtocol(address, max_size=max_bytes, logger=_QUIET)
     protocol.send_request(protocol.connect())
     stream.send_all(b"".join(protocol.data_to_send()), deadline)
     head, rest = _receive_http_head(stream, deadline)

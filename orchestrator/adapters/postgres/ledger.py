@@ -198,7 +198,8 @@ async def read_outcomes(connection: Connection, job_id: int) -> list[EpisodeOutc
     """The finished episodes of a job, as the caller's transaction sees them, in the plan's order."""
     rows = await connection.fetch(
         """SELECT task_id, episode_id, seed, run, episode_return, steps, success, terminated, truncated,
-               fault, fault_detail, started_at, ended_at, action_trace_sha256
+               fault, fault_detail, started_at, ended_at, action_trace_sha256,
+               coalesce((metrics ->> 'clipped_actions')::double precision, 0)::integer AS clipped_actions
            FROM episodes WHERE job_id = $1 AND finished ORDER BY ordinal""",
         job_id,
     )
