@@ -44,8 +44,10 @@ def main():
     parser.add_argument("--host", required=True)
     parser.add_argument("--port", type=int, required=True)
     options = parser.parse_args()
-    # Without compression, and without a limit: observations may hold images.
-    with serve(converse, options.host, options.port, compression=None, max_size=None) as server:
+    # Without compression, and without a limit, for observations may hold images; without pings, for nobody
+    # answers one while an environment takes its step.
+    plain = {"compression": None, "max_size": None, "ping_interval": None}
+    with serve(converse, options.host, options.port, **plain) as server:
         server.serve_forever()
 
 

@@ -76,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     ended by itself.
     """
     options = _parse(arguments)
+    end_on_signals()
     try:
         session_key = take_session_key(options.key_fd, os.environ)
         if session_key is None:
@@ -85,23 +86,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, UnusableKey) as error:
         print(f"submission host: {error}", file=sys.stderr)
         return 2
-    workdir = options.directory.resolve()
     children = Children()
-    environments = EnvironmentOptions(
-        store=options.environments,
-        timeout_seconds=options.environment_timeout,
-        keep=options.environments_kept,
-        max_bytes=options.environments_max_bytes,
-        from_index=not options.no_index,
-        pip_settings=take_pip_settings(os.environ),
-    )
-    host = SubmissionHost(
-        workdir,
-        options.max_archive_bytes,
-        ArchiveLimits(unpacked_bytes=options.max_unpacked_bytes, files=options.max_files),
-        options.push_timeout,
-        partial(prepare, workdir=workdir, options=environments, children=children),
-    )
+    host = _make_host(options, children)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: host.events.put(Signalled(number)))
     Door(listener, session_key, host.welcome, connections=options.connections).open()
@@ -119,6 +105,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if host.failed and not isinstance(event, Signalled):
         event = _linger(host, event)
     return _end_as(event)
+
+
+def _make_host(options: argparse.Namespace, children: Children) -> SubmissionHost:
+    workdir = options.directory.resolve()
+    environments = EnvironmentOptions(
+        store=options.environments,
+        timeout_seconds=options.environment_timeout,
+        keep=options.environments_kept,
+        max_bytes=options.environments_max_bytes,
+        from_index=not options.no_index,
+        pip_settings=take_pip_settings(os.environ),
+    )
+    return SubmissionHost(
+        workdir,
+        options.max_archive_bytes,
+        ArchiveLimits(unpacked_bytes=options.max_unpacked_bytes, files=options.max_files),
+        options.push_timeout,
+        partial(prepare, workdir=workdir, options=environments, children=children),
+    )
 
 
 def _write_port(path: Path, port: int) -> None:
