@@ -203,7 +203,7 @@ class JobSupervision:
             if not flags:
                 continue
             if lease.cancel_requested:
-                raise CancelRequested("cancelled on request")
+                raise CancelRequested(lease.cancel_reason or "cancelled on request")
             if lease.deadline_seconds_left is not None and lease.deadline_seconds_left <= 0:
                 raise DeadlinePassed("the job's time is over")
 
@@ -318,9 +318,7 @@ class Evaluation:
                 f"{MAX_PLANNED_EPISODES} that one job may have: split it"
             )
         secret = self._parts.seed_secret if config.seed is None else open_secret(config.seed)
-        group = self._message.seed_group or self._message.competition_id or f"job-{self._message.job_id}"
-        if config.seed is not None and self._message.seed_group is None:
-            group = "open"
+        group = self._message.effective_seed_group
         return plan_episodes(description.task_ids, episodes, secret=secret, seed_group=group)
 
     async def _say(self, detail: str) -> None:

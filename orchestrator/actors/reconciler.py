@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -11,6 +12,7 @@ from uuid import UUID
 
 import structlog
 
+from orchestrator.adapters.postgres.client_leases import CLIENT_GONE
 from orchestrator.adapters.postgres.job_store import PostgresJobStore
 from orchestrator.adapters.postgres.reconciliation import Overdue, ReconciliationQueries
 from orchestrator.domain.errors import OrchestratorError
@@ -27,6 +29,8 @@ SLOW_ITEM_SECONDS = 600.0
 CLOSE_SECONDS = 5.0
 # A supervisor stops its workers after the result is stored, for as long as a minute.
 SUPERVISOR_GRACE_SECONDS = 90.0
+# A lease that lapsed while Postgres was away is no silence yet: its client gets this long to come back, too.
+CLIENT_GRACE_SECONDS = 10.0
 
 # Removals block threads, which calls to Ray need too.
 REMOVALS_AT_ONCE = 3
@@ -75,10 +79,13 @@ class Reconciler:
     retention_seconds: float
     retention_rows: int
     unheld_result: UnheldResultBuilder
+    client_is_dead: Callable[[str], bool] = lambda _: False
+    client_grace_seconds: float = CLIENT_GRACE_SECONDS
     patience_seconds: float = PATIENCE_SECONDS
     _slow: dict[tuple[str, int | UUID], asyncio.Task[None]] = field(
         default_factory=dict, init=False, repr=False
     )
+    _silent_since: dict[int, float] = field(default_factory=dict, init=False, repr=False)
     _removals: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(REMOVALS_AT_ONCE), init=False, repr=False
     )
@@ -86,8 +93,8 @@ class Reconciler:
     async def reconcile(self) -> None:
         """Everything once, in the order of urgency."""
         for step in (
-            self.end_overdue_jobs,
             self.cancel_for_silent_clients,
+            self.end_overdue_jobs,
             self.revive_unsupervised_jobs,
             self.start_forgotten_jobs,
             self.end_finished_supervisors,
@@ -116,9 +123,18 @@ class Reconciler:
             await _alone("end_overdue_job", overdue.job_id, self._end_overdue_job(overdue))
 
     async def cancel_for_silent_clients(self) -> None:
-        """Cancel the jobs whose client let its lease lapse."""
-        for job_id in await self.queries.expired_clients():
-            await _alone("cancel_for_silent_client", job_id, self._cancel_for_silent_client(job_id))
+        """Cancel the jobs whose client is dead, or let its lease lapse and does not come back."""
+        followed = await self.queries.followed_jobs()
+        now = time.monotonic()
+        silent = {job.job_id: self._silent_since.get(job.job_id, now) for job in followed if job.lapsed}
+        self._silent_since.clear()
+        self._silent_since.update(silent)
+        for job in followed:
+            gave_up = job.lapsed and now - silent[job.job_id] >= self.client_grace_seconds
+            if gave_up or self.client_is_dead(job.client):
+                await _alone(
+                    "cancel_for_silent_client", job.job_id, self._cancel_for_silent_client(job.job_id)
+                )
 
     async def revive_unsupervised_jobs(self) -> None:
         """Give every held job without a live lease a supervisor."""
@@ -164,7 +180,7 @@ class Reconciler:
             log.info("job_ended_by_reconciler", job_id=overdue.job_id, status=status.value)
 
     async def _cancel_for_silent_client(self, job_id: int) -> None:
-        await self.store.request_cancel(job_id, "its client has gone away")
+        await self.store.request_cancel(job_id, CLIENT_GONE)
         log.info("job_cancelled_by_reconciler", job_id=job_id)
 
     async def _revive_job(self, job_id: int) -> None:

@@ -101,6 +101,13 @@ class EvalJobMessage(Message):
     def job_config(self) -> JobConfig:
         return JobConfig.model_validate(self.config)
 
+    @property
+    def effective_seed_group(self) -> str:
+        """What the job's seeds are derived for; a job that names this group gets the same seeds."""
+        if self.seed_group is None and self.job_config.seed is not None:
+            return "open"
+        return self.seed_group or self.competition_id or f"job-{self.job_id}"
+
     @classmethod
     def parse(cls, payload: bytes | str) -> EvalJobMessage:
         """The message in `payload`.

@@ -12,8 +12,9 @@ import asyncpg
 
 from orchestrator.adapters.postgres import ledger as ledger_sql
 from orchestrator.adapters.postgres.fence import Connection, check_epoch, exclusively, only_row, storable
+from orchestrator.adapters.postgres.job_events import record_event
 from orchestrator.adapters.postgres.queue import enqueue_job, enqueue_message
-from orchestrator.domain.errors import Fenced, InfrastructureError, UsageError
+from orchestrator.domain.errors import Fenced, InfrastructureError, JobIdTaken
 from orchestrator.domain.lifecycle import JobStatus, check_transition
 from orchestrator.domain.messages import (
     QUEUE_RESULT,
@@ -33,11 +34,20 @@ from orchestrator.ports import (
 )
 
 MAX_BACKOFF_SECONDS = 60.0
+MAX_REASON_CHARS = 500
 
 SELECT_JOB = """
     SELECT *, coalesce(lease_expires_at > clock_timestamp(), false) AS lease_is_live,
            extract(epoch FROM deadline_at - clock_timestamp())::float8 AS deadline_seconds_left
     FROM jobs WHERE job_id = $1"""
+
+
+@dataclass(frozen=True, slots=True)
+class JobClient:
+    """Who asked for a job and follows it: `process` names it, its lease has to be renewed in time."""
+
+    process: str
+    lease_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,21 +92,28 @@ class PostgresJobStore:
 
     # ------------------------------------------------------------------------------------- entering
 
-    async def insert(self, message: EvalJobMessage, *, enqueue: bool, local: bool = False) -> bool:
+    async def insert(
+        self, message: EvalJobMessage, *, enqueue: bool, local: bool = False, client: JobClient | None = None
+    ) -> bool:
         """Insert the job QUEUED, with its `add_job` row if `enqueue`; False where the same job is there.
 
+        With a `client` the job is cancelled when that has been silent for longer than its lease.
+
         Raises:
-            UsageError: another job has this id.
+            JobIdTaken: another job has this id.
         """
         async with self.pool.acquire() as connection, connection.transaction():
             inserted = await connection.fetchval(
-                """INSERT INTO jobs (job_id, message, priority, status, local, detail)
-                   VALUES ($1, $2::json, $3, 'QUEUED', $4, 'waits in the queue')
+                """INSERT INTO jobs (job_id, message, priority, status, local, detail, client,
+                       client_lease_expires_at)
+                   VALUES ($1, $2::json, $3, 'QUEUED', $4, 'waits in the queue', $5, clock_timestamp() + $6)
                    ON CONFLICT DO NOTHING RETURNING job_id""",
                 message.job_id,
                 message.to_json().decode(),
                 message.priority,
                 local,
+                None if client is None else client.process,
+                None if client is None else timedelta(seconds=client.lease_seconds),
             )
             if inserted is None:
                 await self._check_same_content(connection, message)
@@ -114,9 +131,7 @@ class PostgresJobStore:
         for content in (stored, given):
             content.pop("timestamp", None)
         if stored != given:
-            raise UsageError(
-                f"job {message.job_id} exists with other content: submit it under another job_id"
-            )
+            raise JobIdTaken(message.job_id)
 
     async def insert_invalid(self, job_id: int, payload: bytes, reason: str) -> bool:
         """A job whose message does not validate, FAILED at once; False where the id is taken."""
@@ -254,7 +269,7 @@ class PostgresJobStore:
             await check_epoch(connection, claim, for_update=True)
             row = await connection.fetchrow(
                 """UPDATE jobs SET lease_expires_at = clock_timestamp() + $2 WHERE job_id = $1
-                   RETURNING cancel_requested_at,
+                   RETURNING cancel_requested_at, cancel_reason,
                        extract(epoch FROM deadline_at - clock_timestamp())::float8 AS seconds_left""",
                 claim.job.job_id,
                 timedelta(seconds=self.rules.lease_seconds),
@@ -268,7 +283,7 @@ class PostgresJobStore:
             Fenced: another epoch is current, or the job has ended.
         """
         row = await self.pool.fetchrow(
-            """SELECT epoch, status, cancel_requested_at,
+            """SELECT epoch, status, cancel_requested_at, cancel_reason,
                    extract(epoch FROM deadline_at - clock_timestamp())::float8 AS seconds_left
                FROM jobs WHERE job_id = $1""",
             claim.job.job_id,
@@ -280,7 +295,8 @@ class PostgresJobStore:
     async def release(self, claim: Claim, why: str | None) -> None:
         """A hand-over (`why` None) is claimable at once; after a failure the lease lapses later each time."""
         job_id = claim.job.job_id
-        reason = storable(why or "handed over", limit=500)
+        reason = storable(why or "handed over", limit=MAX_REASON_CHARS)
+        detail = f"will be taken up again: {reason}"
         async with exclusively(self.pool, job_id) as connection:
             row = await check_epoch(connection, claim, for_update=True)
             seconds = 0.0 if why is None else min(2.0 ** row["claims_without_progress"], MAX_BACKOFF_SECONDS)
@@ -289,8 +305,9 @@ class PostgresJobStore:
                        lease_holder = gen_random_uuid() WHERE job_id = $1""",
                 job_id,
                 timedelta(seconds=seconds),
-                f"will be taken up again: {reason}",
+                detail,
             )
+            await record_event(connection, job_id, JobStatus(row["status"]), detail)
             await connection.execute(
                 "UPDATE claims SET ended_because = $3, handed_over = $4 WHERE job_id = $1 AND epoch = $2",
                 job_id,
@@ -398,7 +415,7 @@ class PostgresJobStore:
                        cancel_reason = coalesce(cancel_reason, $2)
                    WHERE job_id = $1 AND status IN ('QUEUED', 'STARTING', 'RUNNING') RETURNING status""",
                 job_id,
-                reason,
+                storable(reason, limit=MAX_REASON_CHARS),
             )
             if row is not None:
                 return JobStatus(row["status"])
@@ -412,6 +429,7 @@ class PostgresJobStore:
             job_id=job_id, validator_hotkey=self.rules.validator_hotkey, status=status, detail=detail
         )
         await enqueue_message(connection, QUEUE_STATUS, update)
+        await record_event(connection, job_id, status, detail)
 
     # ----------------------------------------------------------------------------------- containers
 
@@ -511,7 +529,9 @@ def _container(row: asyncpg.Record) -> ContainerRecord:
 
 def _renewed(row: asyncpg.Record) -> RenewedLease:
     return RenewedLease(
-        cancel_requested=row["cancel_requested_at"] is not None, deadline_seconds_left=row["seconds_left"]
+        cancel_requested=row["cancel_requested_at"] is not None,
+        deadline_seconds_left=row["seconds_left"],
+        cancel_reason=row["cancel_reason"],
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import asyncpg
@@ -32,6 +32,9 @@ LOCK_EPISODES = """
         USING (job_id, task_id, episode_id)
     ORDER BY e.job_id, e.task_id, e.episode_id
     FOR UPDATE OF e"""
+
+OUTCOME_FIELDS = tuple(each.name for each in fields(EpisodeOutcome))
+EPISODE_OUTCOME = ", ".join(OUTCOME_FIELDS)
 
 WRITE_OUTCOME = """
     UPDATE episodes SET finished = true, epoch = $4, episode_return = $5, steps = $6, success = $7,
@@ -197,16 +200,16 @@ class PostgresLedger:
 async def read_outcomes(connection: Connection, job_id: int) -> list[EpisodeOutcome]:
     """The finished episodes of a job, as the caller's transaction sees them, in the plan's order."""
     rows = await connection.fetch(
-        """SELECT task_id, episode_id, seed, run, episode_return, steps, success, terminated, truncated,
-               fault, fault_detail, started_at, ended_at, action_trace_sha256
-           FROM episodes WHERE job_id = $1 AND finished ORDER BY ordinal""",
+        f"""SELECT {EPISODE_OUTCOME} FROM episodes
+            WHERE job_id = $1 AND finished ORDER BY ordinal""",  # noqa: S608 - a constant
         job_id,
     )
-    return [_outcome(row) for row in rows]
+    return [outcome_from_row(row) for row in rows]
 
 
-def _outcome(row: asyncpg.Record) -> EpisodeOutcome:
-    values: dict[str, Any] = dict(row)
+def outcome_from_row(row: asyncpg.Record) -> EpisodeOutcome:
+    """A row with the columns of `EPISODE_OUTCOME`, others besides, as the domain sees it."""
+    values: dict[str, Any] = {name: row[name] for name in OUTCOME_FIELDS}
     values["fault"] = None if row["fault"] is None else FaultClass(row["fault"])
     return EpisodeOutcome(**values)
 

@@ -10,6 +10,7 @@ from uuid import UUID
 import asyncpg
 from pgqueuer.domain.settings import db_settings
 
+from orchestrator.adapters.postgres.client_leases import FollowedJob, followed_jobs
 from orchestrator.domain.messages import QUEUE_ADD_JOB, QUEUE_EPISODE, QUEUE_STATUS, QUEUE_STEP
 
 # A job row and its queue row may be committed a moment apart by a validator that does both.
@@ -71,13 +72,9 @@ class ReconciliationQueries:
         )
         return [Overdue(row["job_id"], row["cancelled"], row["reason"]) for row in rows]
 
-    async def expired_clients(self) -> list[int]:
-        """Unfinished jobs whose client has been silent for longer than its lease."""
-        rows = await self.pool.fetch(
-            """SELECT job_id FROM jobs WHERE status IN ('QUEUED', 'STARTING', 'RUNNING')
-                 AND client_lease_expires_at <= clock_timestamp() AND cancel_requested_at IS NULL"""
-        )
-        return [row["job_id"] for row in rows]
+    async def followed_jobs(self) -> list[FollowedJob]:
+        """The unfinished jobs that end with their client."""
+        return await followed_jobs(self.pool)
 
     async def containers_being_removed(self) -> list[UUID]:
         """Containers whose removal began but was not seen to end."""

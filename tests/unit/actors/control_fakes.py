@@ -100,6 +100,7 @@ def a_reconciler(pool: Pool, store: PostgresJobStore, **parts: Any) -> Reconcile
         "retention_rows": 1000,
         "unheld_result": store.failed_result,
         "patience_seconds": 0.2,
+        "client_grace_seconds": 0.0,
     }
     return Reconciler(**fields | parts)
 
