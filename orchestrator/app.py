@@ -8,7 +8,7 @@ import hashlib
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from importlib import resources
@@ -17,7 +17,6 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
-import asyncpg
 import psutil
 import ray
 
@@ -40,31 +39,24 @@ from orchestrator.adapters.artifacts.fetch import FetchLimits, fetch_archive
 from orchestrator.adapters.policies.host_client import SubmissionHostClient
 from orchestrator.adapters.policies.websocket import WebSocketConnector
 from orchestrator.adapters.postgres.installation import Installation
-from orchestrator.adapters.postgres.job_store import JobRules, PostgresJobStore
-from orchestrator.adapters.postgres.ledger import PostgresLedger
 from orchestrator.adapters.postgres.patience import patient
 from orchestrator.adapters.postgres.pool import Database, open_pool
-from orchestrator.adapters.postgres.queue import TelemetryRows
 from orchestrator.adapters.postgres.reconciliation import ReconciliationQueries
-from orchestrator.adapters.postgres.server_files import default_data_dir
-from orchestrator.adapters.process.containers import ProcessContainers
-from orchestrator.domain.episodes import EpisodeOutcome
+from orchestrator.adapters.process.client_process import is_known_dead
 from orchestrator.domain.errors import InfrastructureError, UsageError
-from orchestrator.domain.messages import EvalResultMessage
-from orchestrator.domain.results import build_result
 from orchestrator.logging import bind_process, configure_logging, get_logger
-from orchestrator.ports import Claim, ContainerLimits, Containers, Endpoint, Job, PolicyConnector
+from orchestrator.ports import Claim, ContainerLimits, Containers, Endpoint, JobStore, PolicyConnector
 from orchestrator.settings import Settings
+from orchestrator.stores import (
+    CONSUMER_APPLICATION,
+    EXTERNAL_SCHEME,
+    data_directory,
+    job_store,
+    ledger,
+    submission_containers,
+)
 
 log = get_logger()
-
-CONSUMER_APPLICATION = "orchestrator consumer"
-EXTERNAL_SCHEME = "ws"
-
-
-def data_directory(settings: Settings) -> Path:
-    """Where everything of ours on this machine is kept."""
-    return settings.data_dir or default_data_dir()
 
 
 def fingerprint(settings: Settings) -> str:
@@ -75,44 +67,6 @@ def fingerprint(settings: Settings) -> str:
         digest.update(path.relative_to(package).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def job_rules(settings: Settings) -> JobRules:
-    """The rules of claims, as set."""
-    return JobRules(
-        max_concurrent_jobs=settings.max_concurrent_jobs,
-        lease_seconds=settings.lease_seconds,
-        job_timeout_seconds=settings.job_timeout_seconds,
-        max_claims_without_progress=settings.max_claims_without_progress,
-        validator_hotkey=settings.validator_hotkey,
-    )
-
-
-def job_store(pool: asyncpg.Pool[asyncpg.Record], settings: Settings) -> PostgresJobStore:
-    """The store of jobs, as clients and actors use it."""
-
-    def unheld(job: Job, outcomes: Sequence[EpisodeOutcome], planned: int) -> EvalResultMessage:
-        return build_result(
-            job.message,
-            job.status,
-            outcomes,
-            planned,
-            validator_hotkey=settings.validator_hotkey,
-            error=job.error,
-        )
-
-    return PostgresJobStore(pool, job_rules(settings), unheld)
-
-
-def ledger(pool: asyncpg.Pool[asyncpg.Record], settings: Settings) -> PostgresLedger:
-    """The ledger of episodes, with telemetry as set."""
-    rows = TelemetryRows(
-        messages_per_row=settings.telemetry_messages_per_row,
-        row_bytes=settings.telemetry_row_bytes,
-        episodes=settings.telemetry_episodes,
-        steps=settings.telemetry_steps,
-    )
-    return PostgresLedger(pool, rows)
 
 
 @dataclass(frozen=True)
@@ -162,6 +116,7 @@ class ControlPlaneRecipe:
                 retention_seconds=self.settings.retention_seconds,
                 retention_rows=self.settings.retention_rows,
                 unheld_result=store.failed_result,
+                client_is_dead=is_known_dead,
             )
             yield QueueConsumer(
                 pool,
@@ -207,7 +162,7 @@ class ControlPlaneRecipe:
 
     def _containers(self) -> Containers:
         # A Ray worker's parent is its node's raylet: with the node gone, nobody can talk to the container.
-        return ProcessContainers(data_directory(self.settings) / "containers", watch_pid=os.getppid())
+        return submission_containers(self.settings, watch_pid=os.getppid())
 
     def _cluster(self, claim: Claim) -> Cluster:
         job = claim.job.message
@@ -243,7 +198,7 @@ class ControlPlaneRecipe:
     def _sink(self) -> Any:
         return ray.get_actor(sink_name(self.generation), self.namespace)
 
-    def _policy(self, claim: Claim, store: PostgresJobStore, scratch: Path) -> PolicySource:
+    def _policy(self, claim: Claim, store: JobStore, scratch: Path) -> PolicySource:
         url = urlsplit(claim.job.message.artifact_url or "")
         if url.scheme == EXTERNAL_SCHEME:
             return self._external_policy(claim, url.hostname or "", url.port or 0)
@@ -289,7 +244,7 @@ class ControlPlaneRecipe:
 
 async def remove_containers(settings: Settings, installation: Installation) -> None:
     """Remove what process containers left on this machine, after the Ray they were bound to has ended."""
-    containers = ProcessContainers(data_directory(settings) / "containers")
+    containers = submission_containers(settings)
     for owned in await containers.list_owned(installation.installation_id):
         try:
             await containers.remove(owned.handle)

@@ -21,6 +21,7 @@ from orchestrator.domain.errors import InfrastructureError
 from orchestrator.logging import get_logger
 from orchestrator.ray_session import make_session_directory, remove_session
 from orchestrator.settings import Settings
+from orchestrator.stores import CONSUMER_APPLICATION
 from orchestrator.waiting import uninterrupted
 
 log = get_logger()
@@ -162,8 +163,6 @@ async def control_plane(settings: Settings, database: Database, *, cpus: int) ->
 
 async def is_live(pool: asyncpg.Pool[asyncpg.Record]) -> bool:
     """Whether a consumer works on this database now."""
-    from orchestrator.app import CONSUMER_APPLICATION
-
     return await retrying(
         lambda: has_client(pool, CONSUMER_APPLICATION),
         deadline_seconds=DATABASE_PATIENCE_SECONDS,

@@ -6,18 +6,17 @@ import asyncio
 import json
 import os
 import sys
-import uuid
 from pathlib import Path
-
-import asyncpg
+from typing import Any
 
 from orchestrator.adapters.postgres.migrate import migrate
 from orchestrator.adapters.postgres.outgoing import messages_of, take_rows
-from orchestrator.app import job_store
-from orchestrator.commands.session import ReadSettings, command_pool, say
+from orchestrator.client.job_messages import make_message, new_job_id
+from orchestrator.commands.orphans import cancel_orphans
+from orchestrator.commands.session import ReadSettings, command_client, command_pool, say
 from orchestrator.domain.errors import InfrastructureError, InvalidJob, UsageError
-from orchestrator.domain.messages import OUTGOING_QUEUES, QUEUE_ADD_JOB, EvalJobMessage
-from orchestrator.runtime import Liveness, control_plane, is_live, open_database
+from orchestrator.domain.messages import OUTGOING_QUEUES, QUEUE_ADD_JOB
+from orchestrator.runtime import Liveness, control_plane, open_database
 
 CONSUME_POLL_SECONDS = 0.5
 
@@ -25,28 +24,28 @@ CONSUME_POLL_SECONDS = 0.5
 async def up_command(read_settings: ReadSettings) -> int:
     """Run until cancelled."""
     settings = read_settings()
-    async with open_database(settings) as database:
-        async with command_pool(database) as pool:
-            if await is_live(pool):
-                raise UsageError(f"a control plane works on {database} already")
+    async with command_client(settings) as client:
+        if await client.is_served():
+            raise UsageError(f"a control plane works on {client.database} already")
+        orphans = await cancel_orphans(client)
         say("starts Ray and the control plane")
-        async with control_plane(settings, database, cpus=os.cpu_count() or 1) as plane:
-            say(f"ready: installation {plane.installation.installation_id} on {database}; Ctrl-C ends it")
+        async with control_plane(settings, client.database, cpus=os.cpu_count() or 1) as plane:
+            installation_id = plane.installation.installation_id
+            say(f"ready: installation {installation_id} on {client.database}; Ctrl-C ends it")
             try:
-                async with command_pool(database) as pool:
-                    await _until_gone(pool)
+                await orphans.see_off()
+                await _until_gone(client.liveness())
             finally:
                 say("stops")
     return 0
 
 
-async def _until_gone(pool: asyncpg.Pool[asyncpg.Record]) -> None:
+async def _until_gone(liveness: Liveness) -> None:
     """Wait until cancelled.
 
     Raises:
         InfrastructureError: the consumer has been gone for longer than a restart takes.
     """
-    liveness = Liveness(pool)
     while not await liveness.is_gone():
         await asyncio.sleep(1.0)
     raise InfrastructureError("the control plane ended by itself: start it again, with --debug for its logs")
@@ -58,24 +57,24 @@ async def submit_command(read_settings: ReadSettings, path: Path) -> int:
         payload = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    message = EvalJobMessage.parse(_with_job_id(payload))
-    async with open_database(settings := read_settings()) as database, command_pool(database) as pool:
-        fresh = await job_store(pool, settings).insert(message, enqueue=True, local=True)
+    message = make_message(_with_job_id(payload))
+    async with command_client(read_settings()) as client:
+        fresh = await client.enqueue(message, local=True)
     say(f"job {message.job_id} {'is queued' if fresh else 'was there already, unchanged'}")
     print(message.job_id)
     return 0
 
 
-def _with_job_id(payload: bytes) -> bytes:
-    """The payload, with a fresh job_id where it names none."""
+def _with_job_id(payload: bytes) -> dict[str, Any]:
+    """The payload's fields, with a fresh job_id where it names none."""
     try:
         content = json.loads(payload)
     except ValueError as error:
         raise InvalidJob(None, f"the job is not JSON: {error}") from error
     if not isinstance(content, dict):
         raise InvalidJob(None, "the job is not a JSON object")
-    content.setdefault("job_id", uuid.uuid4().int >> 65)
-    return json.dumps(content).encode()
+    content.setdefault("job_id", new_job_id())
+    return content
 
 
 async def consume_command(read_settings: ReadSettings, queue: str, *, follow: bool, limit: int | None) -> int:
