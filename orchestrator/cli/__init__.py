@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
-from orchestrator.cli import evaluation, service
+from orchestrator.cli import evaluation, job_outputs, jobs, service
+from orchestrator.cli.usage import run_app
 from orchestrator.ray_environment import prepare_ray_environment
 
 app = typer.Typer(
@@ -17,10 +20,12 @@ app = typer.Typer(
 )
 app.add_typer(evaluation.commands)
 app.add_typer(service.commands)
+app.add_typer(jobs.commands)
+app.add_typer(job_outputs.commands)
 app.add_typer(service.database_commands, name="db")
 
 
 def main() -> None:
     """The console script."""
     prepare_ray_environment()
-    app()
+    sys.exit(run_app(app))

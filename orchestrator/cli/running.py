@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 import traceback
@@ -25,6 +26,10 @@ def run_command(work: Coroutine[Any, Any, int], *, debug: bool) -> None:
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
+    except BrokenPipeError:
+        # Whoever read us has seen enough (`| head`); at exit, Python would flush into the closed pipe.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = COMPLETED
     except BaseExceptionGroup as group:
         code = _report(_leaf(group), debug)
     except Exception as error:  # noqa: BLE001

@@ -1,0 +1,264 @@
+"""What a person, or a program by `--json`, sees of jobs: lists, one job's state and history, held rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.domain.lifecycle import JobStatus
+from orchestrator.domain.reports import EpisodeCounts, HeldRow, JobInfo, JobSummary, StatusChange
+from orchestrator.logging import escape_control_characters
+from orchestrator.presentation import NOTHING, STATUS_STYLES
+
+PAYLOAD_CHARS = 200
+JOB_COLUMNS = (
+    "job", "status", "benchmark", "submission", "episodes", "success", "created (UTC)", "detail",
+)  # fmt: skip
+NUMBERS = frozenset({"episodes", "success", "epoch", "outcomes then"})
+FREE_TEXT = frozenset({"detail", "ended"})
+
+# ------------------------------------------------------------------------------------------- tables
+
+
+def jobs_table(jobs: Sequence[JobSummary]) -> RenderableType:
+    """A row a job. Where the terminal is narrow, submission and detail are cut, never what is counted."""
+    table = _table(
+        "job", "status", "benchmark", "submission", "episodes", "success", "created (UTC)", "detail"
+    )
+    for job in jobs:
+        table.add_row(
+            str(job.job_id),
+            status_text(job.status),
+            _line(job.benchmark),
+            _line(job.submission_id),
+            counted(job.episodes),
+            percent(job.episodes.success_rate),
+            moment(job.created_at),
+            _line(job.detail or ""),
+        )
+    return table
+
+
+def held_table(rows: Sequence[HeldRow]) -> RenderableType:
+    """A row a held queue row, with what it holds where nothing else names it."""
+    table = _table("row", "held (UTC)", "reason", "payload")
+    for row in rows:
+        table.add_row(str(row.row_id), moment(row.held_at), _line(row.reason), _line(_excerpt(row.payload)))
+    return table
+
+
+def job_report(job: JobInfo) -> RenderableType:
+    """How the job stands and why, then its history, then who has held it."""
+    parts: list[RenderableType] = [_heading(job), _facts(job)]
+    if job.status.is_final and job.detail:
+        parts.append(Text(escape_control_characters(job.detail), style=STATUS_STYLES.get(job.status, "")))
+    parts += [Text(""), _history(job.history)]
+    if job.claims:
+        parts += [Text(""), _claims(job)]
+    return Group(*parts)
+
+
+def _heading(job: JobInfo) -> Text:
+    heading = Text(f"job {job.job_id}  ", style="bold")
+    heading.append(_line(job.benchmark))
+    heading.append("  ")
+    heading.append(status_text(job.status))
+    return heading
+
+
+def _facts(job: JobInfo) -> Table:
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in _named_facts(job):
+        table.add_row(name, Text(escape_control_characters(value)))
+    return table
+
+
+def _named_facts(job: JobInfo) -> Iterator[tuple[str, str]]:
+    if job.waits_for:
+        yield "waits for", job.waits_for
+    if job.submission_id:
+        yield "submission", job.submission_id
+    if job.episodes.planned is not None:
+        yield "episodes", f"{counted(job.episodes)}{_with_success(job.episodes)}"
+    for name, value in sorted(job.tags.items()):
+        yield f"tag {name}", value
+    if job.priority:
+        yield "priority", str(job.priority)
+    if job.cancel_requested_at is not None and not job.status.is_final:
+        yield "to cancel", f"since {moment(job.cancel_requested_at)} UTC: {job.cancel_reason}"
+    if job.deadline_at is not None and not job.status.is_final:
+        yield "deadline", f"{moment(job.deadline_at)} UTC"
+    if job.client_lease_expires_at is not None and not job.status.is_final:
+        yield "client", f"an eval that follows it, heard of until {moment(job.client_lease_expires_at)} UTC"
+
+
+def _history(changes: Sequence[StatusChange]) -> Table:
+    table = _table("time (UTC)", "status", "epoch", "detail", whole=True)
+    number = 0
+    for change in changes:
+        if change.number > number + 1:
+            table.add_row("", "", "", Text(f"({change.number - number - 1} changes left out)", style="dim"))
+        number = change.number
+        table.add_row(
+            moment(change.at), status_text(change.status), str(change.epoch), _line(change.detail or "")
+        )
+    return table
+
+
+def _claims(job: JobInfo) -> Table:
+    table = _table("epoch", "claimed (UTC)", "holder", "outcomes then", "ended", whole=True)
+    for claim in job.claims:
+        table.add_row(
+            str(claim.epoch),
+            moment(claim.claimed_at),
+            str(claim.holder)[:8],
+            str(claim.outcomes_at_claim),
+            _line(claim.ended_because or _open_end(job, claim.epoch)),
+        )
+    return table
+
+
+def _open_end(job: JobInfo, epoch: int) -> str:
+    if epoch == job.epoch and job.lease is not None and job.lease.is_live:
+        return f"holds the job until {moment(job.lease.expires_at)}, unless it renews"
+    return "ended without a word"
+
+
+def _table(*titles: str, whole: bool = False) -> Table:
+    """A plain table; free text in it is cut to the width there is, or with `whole` takes more lines."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+    for title in titles:
+        table.add_column(
+            title,
+            no_wrap=not (whole and title in FREE_TEXT),
+            overflow="fold" if whole else "ellipsis",
+            justify="right" if title in NUMBERS else "left",
+        )
+    return table
+
+
+def status_text(status: JobStatus) -> Text:
+    return Text(status.value, style=STATUS_STYLES.get(status, "cyan"))
+
+
+def counted(episodes: EpisodeCounts) -> str:
+    return NOTHING if episodes.planned is None else f"{episodes.finished}/{episodes.planned}"
+
+
+def percent(rate: float | None) -> str:
+    return NOTHING if rate is None else f"{rate * 100:.1f} %"
+
+
+def interval_text(episodes: EpisodeCounts) -> str:
+    interval = episodes.interval
+    return NOTHING if interval is None else f"{interval.low * 100:.1f} to {interval.high * 100:.1f}"
+
+
+def moment(at: datetime) -> str:
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def _with_success(episodes: EpisodeCounts) -> str:
+    if not episodes.finished:
+        return ""
+    return f", success {percent(episodes.success_rate)} ({interval_text(episodes)})"
+
+
+def _line(text: str) -> Text:
+    """Text on one line, whatever it holds."""
+    return Text(escape_control_characters(" ".join(text.split())))
+
+
+def _excerpt(payload: bytes) -> str:
+    return payload[:PAYLOAD_CHARS].decode("utf-8", "backslashreplace")
+
+
+# --------------------------------------------------------------------------------------------- JSON
+
+
+def summary_json(job: JobSummary) -> dict[str, Any]:
+    """The keys of a job in `orchestrator jobs --json`; times are ISO 8601 in UTC, what is unknown is null."""
+    return {
+        "job_id": job.job_id,
+        "status": job.status.value,
+        "detail": job.detail,
+        "env_provider": job.env_provider,
+        "benchmark_name": job.benchmark_name,
+        "submission_id": job.submission_id,
+        "priority": job.priority,
+        "tags": job.tags,
+        "created_at": iso(job.created_at),
+        "claimed_at": iso(job.claimed_at),
+        "running_at": iso(job.running_at),
+        "finished_at": iso(job.finished_at),
+        "cancel_requested_at": iso(job.cancel_requested_at),
+        "cancel_reason": job.cancel_reason,
+        "episodes": counts_json(job.episodes),
+    }
+
+
+def job_json(job: JobInfo) -> dict[str, Any]:
+    """The keys of `orchestrator status --json`: those of a list, and what only one job is asked for."""
+    return summary_json(job) | {
+        "waits_for": job.waits_for,
+        "epoch": job.epoch,
+        "local": job.local,
+        "deadline_at": iso(job.deadline_at),
+        "lease_expires_at": iso(job.lease.expires_at) if job.lease else None,
+        "client_lease_expires_at": iso(job.client_lease_expires_at),
+        "tasks": [{"task_id": task.task_id, "episodes": counts_json(task.episodes)} for task in job.tasks],
+        "history": [change_json(change) for change in job.history],
+        "claims": [
+            {
+                "epoch": claim.epoch,
+                "holder": str(claim.holder),
+                "claimed_at": iso(claim.claimed_at),
+                "outcomes_at_claim": claim.outcomes_at_claim,
+                "ended_because": claim.ended_because,
+            }
+            for claim in job.claims
+        ],
+    }
+
+
+def change_json(change: StatusChange) -> dict[str, Any]:
+    return {
+        "number": change.number,
+        "at": iso(change.at),
+        "status": change.status.value,
+        "detail": change.detail,
+        "epoch": change.epoch,
+    }
+
+
+def held_json(row: HeldRow) -> dict[str, Any]:
+    """The keys of `orchestrator jobs --held --json`; `payload` as text, for it need not be JSON."""
+    return {
+        "row_id": row.row_id,
+        "queued_at": iso(row.queued_at),
+        "held_at": iso(row.held_at),
+        "reason": row.reason,
+        "payload": row.payload.decode("utf-8", "backslashreplace"),
+    }
+
+
+def counts_json(episodes: EpisodeCounts) -> dict[str, Any]:
+    interval = episodes.interval
+    return {
+        "planned": episodes.planned,
+        "finished": episodes.finished,
+        "succeeded": episodes.succeeded,
+        "success_rate": episodes.success_rate,
+        "interval": None if interval is None else [interval.low, interval.high],
+    }
+
+
+def iso(at: datetime | None) -> str | None:
+    return None if at is None else at.astimezone(UTC).isoformat()

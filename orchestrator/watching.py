@@ -1,0 +1,86 @@
+"""The live view of `orchestrator watch`: one job with its tasks, its pace and the time that is left."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rich.console import Group, RenderableType
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from orchestrator.domain.reports import JobSummary, TaskCounts
+from orchestrator.job_views import counted, interval_text, percent, status_text
+from orchestrator.logging import escape_control_characters
+from orchestrator.progress import BAR_COLUMNS, JobProgress, ProgressView, progress_of
+
+
+class WatchView(ProgressView):
+    """As `ProgressView`, for a single job that somebody looks at closely."""
+
+    def show(self, job: JobSummary, tasks: Sequence[TaskCounts]) -> None:
+        """Show the job as it stands now."""
+        self._job = job
+        self._tasks = tasks
+        self.update([progress_of(job)])
+
+    def _renderable(self, jobs: Sequence[JobProgress]) -> RenderableType:
+        (job,) = jobs
+        parts: list[RenderableType] = [self._heading(job), self._bar(job)]
+        if len(self._tasks) > 1:
+            parts.append(self._task_table())
+        return Group(*parts)
+
+    def _heading(self, job: JobProgress) -> Text:
+        heading = Text(f"job {job.job_id}  {escape_control_characters(job.label)}  ", style="bold")
+        heading.append(status_text(job.status))
+        if job.detail and not self._pace_text(job):
+            heading.append(f"  {' '.join(escape_control_characters(job.detail).split())}", style="dim")
+        heading.no_wrap, heading.overflow = True, "ellipsis"
+        return heading
+
+    def _bar(self, job: JobProgress) -> Table:
+        table = Table.grid(padding=(0, 2, 0, 0))
+        bar = ProgressBar(total=job.planned, completed=job.done, width=BAR_COLUMNS, pulse=job.planned is None)
+        table.add_row(bar, *(Text(part) for part in self._numbers(job)))
+        return table
+
+    def _task_table(self) -> Table:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
+        table.add_column("task", no_wrap=True, overflow="ellipsis")
+        for title in ("episodes", "success", "95 % interval"):
+            table.add_column(title, justify="right", no_wrap=True)
+        for task in self._tasks:
+            table.add_row(
+                Text(escape_control_characters(task.task_id)),
+                counted(task.episodes),
+                percent(task.episodes.success_rate),
+                interval_text(task.episodes),
+            )
+        return table
+
+    def _parts(self, job: JobProgress) -> list[str]:
+        return [job.status.value, *self._numbers(job), "" if self._pace_text(job) else job.detail or ""]
+
+    def _numbers(self, job: JobProgress) -> list[str]:
+        if job.planned is None:
+            return []
+        episodes = self._job.episodes
+        success = f"success {percent(episodes.success_rate)} ({interval_text(episodes)})" if job.done else ""
+        parts = [f"{job.done}/{job.planned} episodes", success, self._pace_text(job), self._time_left(job)]
+        return [part for part in parts if part]
+
+    def _time_left(self, job: JobProgress) -> str:
+        per_minute = self._paces[job.job_id].per_minute
+        if not per_minute or job.planned is None or job.status.is_final:
+            return ""
+        return f"about {duration((job.planned - job.done) / per_minute * 60)} left"
+
+
+def duration(seconds: float) -> str:
+    """Roughly how long, in the unit that fits."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 90 * 60:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h"
