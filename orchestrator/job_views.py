@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
+from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
@@ -15,41 +17,83 @@ from orchestrator.domain.reports import EpisodeCounts, HeldRow, JobInfo, JobSumm
 from orchestrator.logging import escape_control_characters
 from orchestrator.presentation import NOTHING, STATUS_STYLES
 
-PAYLOAD_CHARS = 200
-JOB_COLUMNS = (
-    "job", "status", "benchmark", "submission", "episodes", "success", "created (UTC)", "detail",
-)  # fmt: skip
-NUMBERS = frozenset({"episodes", "success", "epoch", "outcomes then"})
+PAYLOAD_BYTES = 200
+PAYLOAD_COLUMNS = 40
+SUBMISSION_COLUMNS = 24
+LEAST_ROOM = 20
+GAP = 2
+TRACEBACK = "Traceback (most recent call last):"
+NUMBERS = frozenset({"episodes", "success", "epoch", "finished before"})
 FREE_TEXT = frozenset({"detail", "ended"})
 
 # ------------------------------------------------------------------------------------------- tables
 
 
 def jobs_table(jobs: Sequence[JobSummary]) -> RenderableType:
-    """A row a job. Where the terminal is narrow, submission and detail are cut, never what is counted."""
-    table = _table(
-        "job", "status", "benchmark", "submission", "episodes", "success", "created (UTC)", "detail"
+    """A row a job. A narrow terminal loses the time, then the submission, then the end of the detail."""
+    return _FittingTable(
+        ("job", "status", "benchmark", "submission", "episodes", "success", "created (UTC)", "detail"),
+        [
+            (
+                str(job.job_id),
+                status_text(job.status),
+                _line(job.benchmark),
+                _shortened(_line(job.submission_id), SUBMISSION_COLUMNS),
+                counted(job.episodes),
+                percent(job.episodes.success_rate),
+                moment(job.created_at),
+                _line(gist(job.detail or "")),
+            )
+            for job in jobs
+        ],
+        may_go=("created (UTC)", "submission"),
     )
-    for job in jobs:
-        table.add_row(
-            str(job.job_id),
-            status_text(job.status),
-            _line(job.benchmark),
-            _line(job.submission_id),
-            counted(job.episodes),
-            percent(job.episodes.success_rate),
-            moment(job.created_at),
-            _line(job.detail or ""),
-        )
-    return table
 
 
 def held_table(rows: Sequence[HeldRow]) -> RenderableType:
-    """A row a held queue row, with what it holds where nothing else names it."""
-    table = _table("row", "held (UTC)", "reason", "payload")
-    for row in rows:
-        table.add_row(str(row.row_id), moment(row.held_at), _line(row.reason), _line(_excerpt(row.payload)))
-    return table
+    """A row a held queue row, with the beginning of what it holds: nothing else names it."""
+    return _FittingTable(
+        ("row", "held (UTC)", "payload", "reason"),
+        [
+            (
+                str(row.row_id),
+                moment(row.held_at),
+                _shortened(_line(_excerpt(row.payload)), PAYLOAD_COLUMNS),
+                _line(row.reason),
+            )
+            for row in rows
+        ],
+        may_go=("held (UTC)", "payload"),
+    )
+
+
+@dataclass(frozen=True)
+class _FittingTable:
+    """A table that leaves columns out, in the order of `may_go`, until its last one has some room.
+
+    rich by itself takes from all columns alike, the ones with numbers first.
+    """
+
+    titles: Sequence[str]
+    rows: Sequence[Sequence[str | Text]]
+    may_go: Sequence[str]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        for gone in range(len(self.may_go) + 1):
+            shown = [title for title in self.titles[:-1] if title not in self.may_go[:gone]]
+            unbounded = options.update(max_width=10_000)
+            room = options.max_width - Measurement.get(console, unbounded, self._table(shown)).maximum
+            if room >= LEAST_ROOM:
+                break
+        yield self._table([*shown, self.titles[-1]], last_columns=max(room - GAP, LEAST_ROOM))
+
+    def _table(self, shown: Sequence[str], last_columns: int | None = None) -> Table:
+        table = _table(*shown)
+        table.columns[-1].max_width = last_columns
+        places = [self.titles.index(title) for title in shown]
+        for row in self.rows:
+            table.add_row(*(row[place] for place in places))
+        return table
 
 
 def job_report(job: JobInfo) -> RenderableType:
@@ -96,7 +140,7 @@ def _named_facts(job: JobInfo) -> Iterator[tuple[str, str]]:
     if job.deadline_at is not None and not job.status.is_final:
         yield "deadline", f"{moment(job.deadline_at)} UTC"
     if job.client_lease_expires_at is not None and not job.status.is_final:
-        yield "client", f"an eval that follows it, heard of until {moment(job.client_lease_expires_at)} UTC"
+        yield "client", f"an eval follows it; its lease runs until {moment(job.client_lease_expires_at)} UTC"
 
 
 def _history(changes: Sequence[StatusChange]) -> Table:
@@ -107,13 +151,17 @@ def _history(changes: Sequence[StatusChange]) -> Table:
             table.add_row("", "", "", Text(f"({change.number - number - 1} changes left out)", style="dim"))
         number = change.number
         table.add_row(
-            moment(change.at), status_text(change.status), str(change.epoch), _line(change.detail or "")
+            moment(change.at),
+            status_text(change.status),
+            str(change.epoch),
+            # The last one stands above in full.
+            _line(gist(change.detail or "") if change.status.is_final else change.detail or ""),
         )
     return table
 
 
 def _claims(job: JobInfo) -> Table:
-    table = _table("epoch", "claimed (UTC)", "holder", "outcomes then", "ended", whole=True)
+    table = _table("epoch", "claimed (UTC)", "holder", "finished before", "ended", whole=True)
     for claim in job.claims:
         table.add_row(
             str(claim.epoch),
@@ -127,7 +175,7 @@ def _claims(job: JobInfo) -> Table:
 
 def _open_end(job: JobInfo, epoch: int) -> str:
     if epoch == job.epoch and job.lease is not None and job.lease.is_live:
-        return f"holds the job until {moment(job.lease.expires_at)}, unless it renews"
+        return f"holds the job; its lease runs until {moment(job.lease.expires_at)}"
     return "ended without a word"
 
 
@@ -171,13 +219,27 @@ def _with_success(episodes: EpisodeCounts) -> str:
     return f", success {percent(episodes.success_rate)} ({interval_text(episodes)})"
 
 
+def gist(text: str) -> str:
+    """The first line and the last: of a traceback what it is about, and what happened."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if len(lines) < 2:
+        return text.strip()
+    first = lines[0].removesuffix(TRACEBACK).strip()
+    return f"{first} {lines[-1]}".strip() if first.endswith(":") or not first else f"{first} ... {lines[-1]}"
+
+
 def _line(text: str) -> Text:
     """Text on one line, whatever it holds."""
     return Text(escape_control_characters(" ".join(text.split())))
 
 
+def _shortened(text: Text, columns: int) -> Text:
+    text.truncate(columns, overflow="ellipsis")
+    return text
+
+
 def _excerpt(payload: bytes) -> str:
-    return payload[:PAYLOAD_CHARS].decode("utf-8", "backslashreplace")
+    return payload[:PAYLOAD_BYTES].decode("utf-8", "backslashreplace")
 
 
 # --------------------------------------------------------------------------------------------- JSON

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.domain.reports import JobSummary, TaskCounts
-from orchestrator.job_views import counted, interval_text, percent, status_text
+from orchestrator.job_views import counted, gist, interval_text, percent, status_text
 from orchestrator.logging import escape_control_characters
 from orchestrator.progress import BAR_COLUMNS, JobProgress, ProgressView, progress_of
 
@@ -27,6 +27,8 @@ class WatchView(ProgressView):
     def _renderable(self, jobs: Sequence[JobProgress]) -> RenderableType:
         (job,) = jobs
         parts: list[RenderableType] = [self._heading(job), self._bar(job)]
+        if pace := ", ".join(self._pace(job)):
+            parts.append(Text(pace))
         if len(self._tasks) > 1:
             parts.append(self._task_table())
         return Group(*parts)
@@ -34,15 +36,14 @@ class WatchView(ProgressView):
     def _heading(self, job: JobProgress) -> Text:
         heading = Text(f"job {job.job_id}  {escape_control_characters(job.label)}  ", style="bold")
         heading.append(status_text(job.status))
-        if job.detail and not self._pace_text(job):
-            heading.append(f"  {' '.join(escape_control_characters(job.detail).split())}", style="dim")
+        heading.append(f"  {escape_control_characters(self._what_happens(job))}", style="dim")
         heading.no_wrap, heading.overflow = True, "ellipsis"
         return heading
 
     def _bar(self, job: JobProgress) -> Table:
         table = Table.grid(padding=(0, 2, 0, 0))
         bar = ProgressBar(total=job.planned, completed=job.done, width=BAR_COLUMNS, pulse=job.planned is None)
-        table.add_row(bar, *(Text(part) for part in self._numbers(job)))
+        table.add_row(bar, *(Text(part, no_wrap=True) for part in self._counts(job)))
         return table
 
     def _task_table(self) -> Table:
@@ -60,15 +61,21 @@ class WatchView(ProgressView):
         return table
 
     def _parts(self, job: JobProgress) -> list[str]:
-        return [job.status.value, *self._numbers(job), "" if self._pace_text(job) else job.detail or ""]
+        return [job.status.value, *self._counts(job), *self._pace(job), self._what_happens(job)]
 
-    def _numbers(self, job: JobProgress) -> list[str]:
+    def _what_happens(self, job: JobProgress) -> str:
+        """The detail, until there is a pace to show; of a final job the result says more."""
+        return "" if job.status.is_final or self._pace_text(job) else gist(job.detail or "")
+
+    def _counts(self, job: JobProgress) -> list[str]:
         if job.planned is None:
             return []
         episodes = self._job.episodes
-        success = f"success {percent(episodes.success_rate)} ({interval_text(episodes)})" if job.done else ""
-        parts = [f"{job.done}/{job.planned} episodes", success, self._pace_text(job), self._time_left(job)]
-        return [part for part in parts if part]
+        success = f"success {percent(episodes.success_rate)} ({interval_text(episodes)})"
+        return [f"{job.done}/{job.planned} episodes", *([success] if job.done else [])]
+
+    def _pace(self, job: JobProgress) -> list[str]:
+        return [part for part in (self._pace_text(job), self._time_left(job)) if part]
 
     def _time_left(self, job: JobProgress) -> str:
         per_minute = self._paces[job.job_id].per_minute

@@ -73,7 +73,7 @@ def demo(
 def _pair(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise typer.BadParameter(f"{text!r} is not KEY=VALUE")
+        raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="'--config'")
     try:
         return key, json.loads(value)
     except json.JSONDecodeError:

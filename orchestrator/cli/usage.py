@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import typer
@@ -14,12 +14,13 @@ from typer.main import get_command
 
 PROGRAM = "orchestrator"
 # What typer takes over from pydantic, and by itself says in its own way.
-PLAINER = (
+PLAINER: tuple[tuple[str, str | Callable[[re.Match[str]], str]], ...] = (
     (r"input should be a valid integer, unable to parse string as an integer", "it has to be a whole number"),
     (r"input should be a valid number, unable to parse string as a number", "it has to be a number"),
     (r"input should be", "it has to be"),
     (r"value error, ", ""),
     (r"argument\(s\)", "argument"),
+    (r"(?<=missing argument )\w+", lambda match: match[0].upper()),
     (r"\. did you mean (.*)\?", r"; did you mean \1?"),
     (r"no such command (\S+)", r"no such command: \1"),
 )

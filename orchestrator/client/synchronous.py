@@ -163,6 +163,11 @@ class Client:
                 self._run(_close(events))
 
 
+for _name, _method in vars(Client).items():
+    if not _name.startswith("_"):
+        _method.__doc__ = getattr(AsyncClient, _name).__doc__
+
+
 async def _next(events: AsyncGenerator[Progress, None]) -> Progress | None:
     return await anext(events, None)
 

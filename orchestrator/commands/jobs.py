@@ -29,18 +29,23 @@ async def jobs_command(
     as_json: bool,
 ) -> int:
     """Print the newest jobs that meet all that is given."""
+    everything = not (statuses or benchmark or tags)
     async with command_client(read_settings()) as client:
-        jobs = await client.jobs(statuses=statuses or None, benchmark=benchmark, tags=tags, limit=limit)
+        found = await client.jobs(statuses=statuses or None, benchmark=benchmark, tags=tags, limit=limit + 1)
+        jobs = found[:limit]
         if as_json:
             print_json({"jobs": [summary_json(job) for job in jobs]})
             return 0
         if jobs:
             print_table(jobs_table(jobs))
+        elif everything:
+            say(f"no jobs on {client.database} yet: `orchestrator eval` and `submit` make some")
         else:
-            say(f"no job like that on {client.database}")
-        if len(jobs) == limit:
-            say(f"these are the newest {limit}: --limit shows more")
-        await _hint_at_held_rows(client)
+            say(f"no job on {client.database} is like that")
+        if len(found) > limit:
+            say(f"only the newest {limit} are shown: --limit shows more")
+        if everything:
+            await _hint_at_held_rows(client)
     return 0
 
 

@@ -8,7 +8,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from orchestrator.adapters.postgres.job_store import PostgresJobStore
+from orchestrator.adapters.postgres.client_leases import renew
+from orchestrator.adapters.postgres.job_store import JobClient, PostgresJobStore
 from orchestrator.adapters.postgres.queue import enqueue_job, queue_of
 from orchestrator.domain.lifecycle import JobStatus
 from orchestrator.domain.messages import (
@@ -107,6 +108,42 @@ async def test_a_job_whose_client_went_silent_is_cancelled_and_ended(pool: Pool)
 
     assert await statuses(pool) == {1: "CANCELLED", 2: "QUEUED"}
     assert await pool.fetchval("SELECT error FROM jobs WHERE job_id = 1") == "its client has gone away"
+
+
+async def test_a_job_whose_client_is_dead_ends_in_the_same_round_and_is_not_revived(pool: Pool) -> None:
+    store = a_store(pool, max_concurrent_jobs=9)
+    for job_id in (1, 2):
+        await store.insert(a_job(job_id), enqueue=False, client=JobClient(f"client {job_id}", 3600))
+        await claimed(store, job_id)
+    await lapse_leases(pool)
+    supervisors = FakeSupervisors(store)
+
+    await a_reconciler(
+        pool, store, supervisors=supervisors, client_is_dead=lambda client: client == "client 1"
+    ).reconcile()
+
+    assert (await statuses(pool))[1] == "CANCELLED"
+    assert supervisors.revived == [2]
+
+
+async def test_a_client_whose_lease_lapsed_while_nobody_could_renew_it_may_come_back(pool: Pool) -> None:
+    store = a_store(pool)
+    for job_id in (1, 2):
+        await store.insert(a_job(job_id), enqueue=False, client=JobClient("client", 0.001))
+    reconciler = a_reconciler(pool, store, client_grace_seconds=0.05)
+
+    async def cancelled() -> list[int]:
+        await reconciler.cancel_for_silent_clients()
+        rows = await pool.fetch("SELECT job_id FROM jobs WHERE cancel_reason = 'its client has gone away'")
+        return [row["job_id"] for row in rows]
+
+    at_first = await cancelled()
+    await renew(pool, [2], 3600)
+    async with asyncio.timeout(20):
+        while not (later := await cancelled()):
+            await asyncio.sleep(0.01)
+
+    assert (at_first, later) == ([], [1])
 
 
 async def test_a_job_that_cannot_be_ended_does_not_keep_the_others(pool: Pool) -> None:
