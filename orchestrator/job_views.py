@@ -1,11 +1,10 @@
-"""What a person, or a program by `--json`, sees of jobs: lists, one job's state and history, held rows."""
+"""What a person sees of jobs: lists, one job's state and history, held queue rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.measure import Measurement
@@ -13,7 +12,14 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.domain.lifecycle import JobStatus
-from orchestrator.domain.reports import EpisodeCounts, HeldRow, JobInfo, JobSummary, StatusChange
+from orchestrator.domain.reports import (
+    EpisodeCounts,
+    HeldRow,
+    JobInfo,
+    JobSummary,
+    StatusChange,
+    TaskCounts,
+)
 from orchestrator.logging import escape_control_characters
 from orchestrator.presentation import NOTHING, STATUS_STYLES
 
@@ -23,10 +29,8 @@ SUBMISSION_COLUMNS = 24
 LEAST_ROOM = 20
 GAP = 2
 TRACEBACK = "Traceback (most recent call last):"
-NUMBERS = frozenset({"episodes", "success", "epoch", "finished before"})
+NUMBERS = frozenset({"episodes", "success", "95 % interval", "epoch", "finished before"})
 FREE_TEXT = frozenset({"detail", "ended"})
-
-# ------------------------------------------------------------------------------------------- tables
 
 
 def jobs_table(jobs: Sequence[JobSummary]) -> RenderableType:
@@ -101,10 +105,25 @@ def job_report(job: JobInfo) -> RenderableType:
     parts: list[RenderableType] = [_heading(job), _facts(job)]
     if job.status.is_final and job.detail:
         parts.append(Text(escape_control_characters(job.detail), style=STATUS_STYLES.get(job.status, "")))
+    if len(job.tasks) > 1:
+        parts += [Text(""), tasks_table(job.tasks)]
     parts += [Text(""), _history(job.history)]
     if job.claims:
         parts += [Text(""), _claims(job)]
     return Group(*parts)
+
+
+def tasks_table(tasks: Sequence[TaskCounts]) -> Table:
+    """A row a task: how many of its episodes have finished, and how many of these were successes."""
+    table = _table("task", "episodes", "success", "95 % interval")
+    for task in tasks:
+        table.add_row(
+            _line(task.task_id),
+            counted(task.episodes),
+            percent(task.episodes.success_rate),
+            interval_text(task.episodes),
+        )
+    return table
 
 
 def _heading(job: JobInfo) -> Text:
@@ -240,87 +259,3 @@ def _shortened(text: Text, columns: int) -> Text:
 
 def _excerpt(payload: bytes) -> str:
     return payload[:PAYLOAD_BYTES].decode("utf-8", "backslashreplace")
-
-
-# --------------------------------------------------------------------------------------------- JSON
-
-
-def summary_json(job: JobSummary) -> dict[str, Any]:
-    """The keys of a job in `orchestrator jobs --json`; times are ISO 8601 in UTC, what is unknown is null."""
-    return {
-        "job_id": job.job_id,
-        "status": job.status.value,
-        "detail": job.detail,
-        "env_provider": job.env_provider,
-        "benchmark_name": job.benchmark_name,
-        "submission_id": job.submission_id,
-        "priority": job.priority,
-        "tags": job.tags,
-        "created_at": iso(job.created_at),
-        "claimed_at": iso(job.claimed_at),
-        "running_at": iso(job.running_at),
-        "finished_at": iso(job.finished_at),
-        "cancel_requested_at": iso(job.cancel_requested_at),
-        "cancel_reason": job.cancel_reason,
-        "episodes": counts_json(job.episodes),
-    }
-
-
-def job_json(job: JobInfo) -> dict[str, Any]:
-    """The keys of `orchestrator status --json`: those of a list, and what only one job is asked for."""
-    return summary_json(job) | {
-        "waits_for": job.waits_for,
-        "epoch": job.epoch,
-        "local": job.local,
-        "deadline_at": iso(job.deadline_at),
-        "lease_expires_at": iso(job.lease.expires_at) if job.lease else None,
-        "client_lease_expires_at": iso(job.client_lease_expires_at),
-        "tasks": [{"task_id": task.task_id, "episodes": counts_json(task.episodes)} for task in job.tasks],
-        "history": [change_json(change) for change in job.history],
-        "claims": [
-            {
-                "epoch": claim.epoch,
-                "holder": str(claim.holder),
-                "claimed_at": iso(claim.claimed_at),
-                "outcomes_at_claim": claim.outcomes_at_claim,
-                "ended_because": claim.ended_because,
-            }
-            for claim in job.claims
-        ],
-    }
-
-
-def change_json(change: StatusChange) -> dict[str, Any]:
-    return {
-        "number": change.number,
-        "at": iso(change.at),
-        "status": change.status.value,
-        "detail": change.detail,
-        "epoch": change.epoch,
-    }
-
-
-def held_json(row: HeldRow) -> dict[str, Any]:
-    """The keys of `orchestrator jobs --held --json`; `payload` as text, for it need not be JSON."""
-    return {
-        "row_id": row.row_id,
-        "queued_at": iso(row.queued_at),
-        "held_at": iso(row.held_at),
-        "reason": row.reason,
-        "payload": row.payload.decode("utf-8", "backslashreplace"),
-    }
-
-
-def counts_json(episodes: EpisodeCounts) -> dict[str, Any]:
-    interval = episodes.interval
-    return {
-        "planned": episodes.planned,
-        "finished": episodes.finished,
-        "succeeded": episodes.succeeded,
-        "success_rate": episodes.success_rate,
-        "interval": None if interval is None else [interval.low, interval.high],
-    }
-
-
-def iso(at: datetime | None) -> str | None:
-    return None if at is None else at.astimezone(UTC).isoformat()

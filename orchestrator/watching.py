@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from orchestrator.domain.reports import JobSummary, TaskCounts
-from orchestrator.job_views import counted, gist, interval_text, percent, status_text
+from orchestrator.job_views import gist, interval_text, percent, status_text, tasks_table
 from orchestrator.logging import escape_control_characters
 from orchestrator.progress import BAR_COLUMNS, JobProgress, ProgressView, progress_of
 
@@ -30,7 +30,7 @@ class WatchView(ProgressView):
         if pace := ", ".join(self._pace(job)):
             parts.append(Text(pace))
         if len(self._tasks) > 1:
-            parts.append(self._task_table())
+            parts.append(tasks_table(self._tasks))
         return Group(*parts)
 
     def _heading(self, job: JobProgress) -> Text:
@@ -44,20 +44,6 @@ class WatchView(ProgressView):
         table = Table.grid(padding=(0, 2, 0, 0))
         bar = ProgressBar(total=job.planned, completed=job.done, width=BAR_COLUMNS, pulse=job.planned is None)
         table.add_row(bar, *(Text(part, no_wrap=True) for part in self._counts(job)))
-        return table
-
-    def _task_table(self) -> Table:
-        table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim", pad_edge=False)
-        table.add_column("task", no_wrap=True, overflow="ellipsis")
-        for title in ("episodes", "success", "95 % interval"):
-            table.add_column(title, justify="right", no_wrap=True)
-        for task in self._tasks:
-            table.add_row(
-                Text(escape_control_characters(task.task_id)),
-                counted(task.episodes),
-                percent(task.episodes.success_rate),
-                interval_text(task.episodes),
-            )
         return table
 
     def _parts(self, job: JobProgress) -> list[str]:

@@ -16,7 +16,7 @@ from orchestrator.commands.session import ReadSettings, command_client, say
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.messages import EvalResultMessage
 from orchestrator.evaluation import exit_code
-from orchestrator.job_views import change_json
+from orchestrator.job_json import change_json
 from orchestrator.logging import escape_control_characters
 from orchestrator.presentation import (
     check_bundle_directory,

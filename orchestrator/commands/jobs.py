@@ -13,7 +13,8 @@ from orchestrator.commands.session import ReadSettings, command_client, say
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.lifecycle import JobStatus
 from orchestrator.domain.reports import JobSummary
-from orchestrator.job_views import held_json, held_table, job_json, job_report, jobs_table, summary_json
+from orchestrator.job_json import held_json, job_json, summary_json
+from orchestrator.job_views import held_table, job_report, jobs_table
 from orchestrator.presentation import make_console
 
 HINTED_HELD_ROWS = 100

@@ -136,6 +136,8 @@ def test_a_live_control_plane_serves_every_command_and_survives_the_end_of_every
         check_a_submission_that_fails(data_dir, scratch)
         assert orchestrator("submit", "-", "--data-dir", data_dir, stdin=job).stdout == "77\n"
         wait_until((gated.gate / "reached").exists, "the policy at its gate")
+        status = json.loads(orchestrator("status", "77", "--json", "--data-dir", data_dir).stdout)
+        assert (status["status"], status["episodes"]["planned"]) == ("RUNNING", 10)
 
         kill_everything(command, data_dir)
         gated.open()

@@ -125,7 +125,8 @@ def test_debug_shows_the_traceback_of_an_error(orchestrator: CommandLine) -> Non
     assert debugged.err.splitlines()[-1] == plain.err.strip()
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(orchestrator: CommandLine) -> None:
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_is_no_error(orchestrator: CommandLine, unbuffered: str) -> None:
     code = (
         "import os, sys; from orchestrator.cli import main\n"
         "read, write = os.pipe(); os.close(read); os.dup2(write, 1)\n"
@@ -134,7 +135,11 @@ def test_a_reader_that_has_seen_enough_is_no_error(orchestrator: CommandLine) ->
     arguments = ("jobs", "--json", "--database-url", orchestrator.database.dsn)
 
     done = subprocess.run(
-        [sys.executable, "-c", code, *arguments], stderr=subprocess.PIPE, text=True, check=False
+        [sys.executable, "-c", code, *arguments],
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
+        stderr=subprocess.PIPE,
+        text=True,
+        check=False,
     )
 
     assert (done.returncode, done.stderr) == (0, "")
