@@ -60,7 +60,10 @@ class JobNotFinished(OrchestratorError):
         self.seconds = seconds
 
     def __str__(self) -> str:
-        return f"job {self.job_id} is still {self.status} after {self.seconds:g} s"
+        return (
+            f"job {self.job_id} is still {self.status} after {self.seconds:g} s: "
+            f"`orchestrator status {self.job_id}` says what it waits for"
+        )
 
 
 class SubmissionError(OrchestratorError):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from tests.conftest import Pool
     from tests.unit.cli.conftest import CommandLine
 
+ROOT = Path(__file__).parents[3]
 TRACEBACK = """the policy does not load: Traceback (most recent call last):
   File "agent.py", line 1, in <module>
     import torchh
@@ -180,3 +181,6 @@ def test_json_has_every_key_and_keeps_them(orchestrator: CommandLine) -> None:
         "interval": one["episodes"]["interval"],
     }
     assert one["history"][0]["status"] == "QUEUED"
+    documented = (ROOT / "docs" / "client.md").read_text()
+    parts = (one, one["episodes"], one["tasks"][0], one["history"][0], one["claims"][0])
+    assert [key for part in parts for key in part if f"`{key}`" not in documented] == []
