@@ -189,9 +189,8 @@ class RolloutCluster:
         while True:
             try:
                 sink = await asyncio.to_thread(self._sink)
-                outcomes = await asyncio.wait_for(
-                    answer_of(sink.commit.remote([finished])), SINK_ANSWER_SECONDS
-                )
+                async with asyncio.timeout(SINK_ANSWER_SECONDS):
+                    outcomes = await answer_of(sink.commit.remote([finished]))
                 return CommitOutcome(outcomes[0])
             except (RayError, InfrastructureError, TimeoutError, ValueError) as error:
                 # A sink that restarts: sending again is safe, the ledger is idempotent.
@@ -212,13 +211,15 @@ class RolloutCluster:
 
     async def _answer(self, reference: Any, timeout_seconds: float | None = START_SECONDS) -> Any:
         try:
-            return await asyncio.wait_for(answer_of(reference), timeout_seconds)
+            # Not `wait_for`, which in Python 3.11 forgets a cancellation where the answer has just come.
+            async with asyncio.timeout(timeout_seconds):
+                return await answer_of(reference)
         except RayTaskError as error:
             cause = error.cause
             raise (cause if isinstance(cause, Exception) else InfrastructureError(str(error))) from error
         except RayError as error:
             # The actor, its node or its memory: all of it is ours, and the worker is replaced.
-            raise WorkerLost(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+            raise WorkerLost(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
         except TimeoutError as error:
             raise WorkerLost(f"no answer within {timeout_seconds} s") from error
 
