@@ -181,7 +181,7 @@ class JobSupervision:
         task = asyncio.create_task(work)
         keeper = asyncio.create_task(self._keep_lease(claim, flag))
         try:
-            ends = {task, keeper, flag} if flags else {task, keeper}
+            ends: set[asyncio.Future[Any]] = {task, keeper, flag} if flags else {task, keeper}
             await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             # Of two that end in the same moment a raised flag counts; but the result, once stored, ends the
             # lease itself.
