@@ -244,9 +244,8 @@ class ControlPlaneRecipe:
         return ray.get_actor(sink_name(self.generation), self.namespace)
 
     def _policy(self, claim: Claim, store: PostgresJobStore, scratch: Path) -> PolicySource:
-        url = urlsplit(claim.job.message.artifact_url or "")
-        if url.scheme == EXTERNAL_SCHEME:
-            return self._external_policy(claim, url.hostname or "", url.port or 0)
+        if _names_a_server(claim.job.message.artifact_url or ""):
+            return self._external_policy(claim)
         tools = ContainerTools(
             store=store,
             containers=self._containers(),
@@ -272,10 +271,11 @@ class ControlPlaneRecipe:
 
         return SubmissionContainer(tools, fetch)
 
-    def _external_policy(self, claim: Claim, host: str, port: int) -> PolicySource:
+    def _external_policy(self, claim: Claim) -> PolicySource:
         if not claim.job.local:
             # Anybody could have us dial any address inside the cluster.
             raise UsageError("only jobs of the local command line may name a policy server by its address")
+        host, port = _server_address(claim.job.message.artifact_url or "")
         return ExternalPolicy(WebSocketConnector(host, port), self.settings.connect_timeout_seconds)
 
     def _limits(self, claim: Claim) -> ContainerLimits:
@@ -295,6 +295,24 @@ async def remove_containers(settings: Settings, installation: Installation) -> N
             await containers.remove(owned.handle)
         except InfrastructureError as error:
             log.warning("container_left", container_id=str(owned.container_id), why=str(error))
+
+
+def _names_a_server(url: str) -> bool:
+    return url.lower().startswith(f"{EXTERNAL_SCHEME}:")
+
+
+def _server_address(url: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a bracket too few, or a port that is none
+        host = port = None
+    if not host or not port:
+        raise UsageError(
+            f"{url[:200]!r} is no address of a policy server: write {EXTERNAL_SCHEME}://HOST:PORT, with a port "
+            "from 1 to 65535"
+        )
+    return host, port
 
 
 def _sweep_scratch(directory: Path) -> None:
