@@ -22,6 +22,7 @@ from orchestrator.adapters.benchmarks.registry import load_benchmark
 from orchestrator.adapters.postgres.job_store import PostgresJobStore
 from orchestrator.adapters.postgres.pool import retrying
 from orchestrator.adapters.postgres.progress import read_progress, unfinished_artifacts
+from orchestrator.adapters.postgres.server_files import make_data_dir
 from orchestrator.app import EXTERNAL_SCHEME, job_store, ledger
 from orchestrator.domain.episodes import EpisodeOutcome
 from orchestrator.domain.errors import InfrastructureError, UsageError
@@ -91,10 +92,15 @@ def _make_job(request: EvalRequest, job_id: int, archives: Path) -> EvalJobMessa
 def _artifact(submission: str, archives: Path) -> dict[str, Any]:
     path = Path(submission)
     if path.is_dir():
+        # Before the archives' own directory makes it, with a mode that may shut the embedded server out.
+        with contextlib.suppress(OSError):  # which whoever writes there tells
+            make_data_dir(archives.parent)
         packed = pack_directory(path, archives)
     elif path.is_file() and path.name.endswith(ARCHIVE_SUFFIXES):
         packed = existing_archive(path)
     elif re.fullmatch(r"[A-Za-z0-9_.\-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", submission):
+        if not 0 < int(submission.rpartition(":")[2]) < 2**16:
+            raise UsageError(f"{submission!r} is no address: ports go from 1 to 65535")
         return {"artifact_url": f"{EXTERNAL_SCHEME}://{submission}"}
     else:
         raise UsageError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -46,9 +47,10 @@ async def read_progress(pool: asyncpg.Pool[asyncpg.Record], job_ids: Sequence[in
 
 
 async def unfinished_artifacts(pool: asyncpg.Pool[asyncpg.Record]) -> set[str]:
-    """The archive URLs of the jobs that have not ended."""
+    """The archive URLs of the local jobs that have not ended: others may not name files of this machine."""
     rows = await pool.fetch(
-        """SELECT DISTINCT message ->> 'artifact_url' AS url FROM jobs
-           WHERE status IN ('QUEUED', 'STARTING', 'RUNNING') AND message ->> 'artifact_url' IS NOT NULL"""
+        "SELECT message FROM jobs WHERE local AND status IN ('QUEUED', 'STARTING', 'RUNNING')"
     )
-    return {row["url"] for row in rows}
+    # Not read in SQL: `->>` refuses a text that holds \u0000, and so one job would spoil it for all.
+    urls = (json.loads(row["message"]).get("artifact_url") for row in rows)
+    return {url for url in urls if url is not None}
