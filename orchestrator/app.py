@@ -309,8 +309,8 @@ def _server_address(url: str) -> tuple[str, int]:
         host = port = None
     if not host or not port:
         raise UsageError(
-            f"{url[:200]!r} is no address of a policy server: write {EXTERNAL_SCHEME}://HOST:PORT, with a port "
-            "from 1 to 65535"
+            f"{url[:200]!r} is no address of a policy server: "
+            f"write {EXTERNAL_SCHEME}://HOST:PORT, with a port from 1 to 65535"
         )
     return host, port
 

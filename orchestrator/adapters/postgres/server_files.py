@@ -164,7 +164,7 @@ def default_data_dir() -> Path:
 
 
 def make_data_dir(data_dir: Path) -> None:
-    """Make the directory unless it is there, with the mode that the embedded server needs, whatever the umask.
+    """Make the directory unless it is there; its mode is what the embedded server needs, whatever the umask.
 
     Raises:
         OSError: it cannot be made.
