@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import platform
 import shutil
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -175,10 +176,11 @@ class ControlPlaneRecipe:
     @asynccontextmanager
     async def open_supervision(self, job_id: int, holder: UUID) -> AsyncIterator[JobSupervision]:
         started_at = time.monotonic()
-        # A directory of this process alone: an older one that thaws must not remove what a newer one uses.
-        installation = str(self.installation.installation_id)
+        # A directory of this process alone: an older one that thaws must not remove what a newer one uses. By
+        # machine: where they share a disk, the processes of one are no processes to the others.
+        machine = Path(str(self.installation.installation_id)) / platform.node()
         name = f"{job_id}-{os.getpid()}-{time.time_ns()}"
-        scratch = data_directory(self.settings) / "scratch" / installation / name
+        scratch = data_directory(self.settings) / "scratch" / machine / name
         await asyncio.to_thread(_sweep_scratch, scratch.parent)
         async with self._pool(f"orchestrator job {job_id}", max_size=4) as pool:
             store = patient(job_store(pool, self.settings), self.settings.lease_seconds)
@@ -316,7 +318,7 @@ def _server_address(url: str) -> tuple[str, int]:
 
 
 def _sweep_scratch(directory: Path) -> None:
-    """Remove the scratch directories whose process was killed before it could."""
+    """Remove those scratch directories of this machine whose process was killed before it could."""
     for scratch in directory.glob("*-*-*"):
         process = scratch.name.split("-")[1]
         if not (process.isdigit() and psutil.pid_exists(int(process))):
@@ -326,7 +328,7 @@ def _sweep_scratch(directory: Path) -> None:
 def _remove_scratch(scratch: Path) -> None:
     """Remove a job's scratch directory, and its parents where nothing else is in them."""
     shutil.rmtree(scratch, ignore_errors=True)
-    for parent in (scratch.parent, scratch.parent.parent):
+    for parent in (scratch.parent, scratch.parent.parent, scratch.parent.parent.parent):
         with contextlib.suppress(OSError):
             parent.rmdir()
 

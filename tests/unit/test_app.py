@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
@@ -30,6 +32,27 @@ def a_recipe(data_dir: Path) -> ControlPlaneRecipe:
 def claim_of(url: str, *, local: bool = True) -> Claim:
     claim = a_claim()
     return replace(claim, job=replace(claim.job, message=a_job(artifact_url=url), local=local))
+
+
+def a_dead_pid() -> int:
+    with subprocess.Popen(["true"]) as process:
+        return process.pid
+
+
+async def test_a_supervisor_sweeps_up_what_dead_ones_of_its_own_machine_left(
+    database: Database, tmp_path: Path
+) -> None:
+    recipe = replace(a_recipe(tmp_path), database=database)
+    scratch = tmp_path / "scratch" / str(recipe.installation.installation_id)
+    left = {machine: scratch / machine / f"7-{a_dead_pid()}-1" for machine in (platform.node(), "another")}
+    for directory in left.values():
+        directory.mkdir(parents=True)
+
+    async with recipe.open_supervision(1, uuid4()):
+        there = [directory.exists() for directory in left.values()]
+
+    assert there == [False, True]
+    assert not (scratch / platform.node()).exists()
 
 
 def test_a_local_job_may_name_a_policy_server(tmp_path: Path) -> None:
