@@ -59,10 +59,15 @@ def make_jobs(requests: Sequence[EvalRequest], archives: Path) -> list[EvalJobMe
         UsageError: no such submission or benchmark, or a config that the benchmark cannot use.
     """
     first_id = time.time_ns() // 1_000_000 * 1000 + random.randrange(900)  # noqa: S311 - an id, no secret
-    return [_make_job(request, first_id + index, archives) for index, request in enumerate(requests)]
+    # Nothing is packed before all are known to be good: nobody would remove it.
+    jobs = [_make_job(request, first_id + index) for index, request in enumerate(requests)]
+    return [
+        job.model_copy(update=_artifact(request.submission, archives))
+        for job, request in zip(jobs, requests, strict=True)
+    ]
 
 
-def _make_job(request: EvalRequest, job_id: int, archives: Path) -> EvalJobMessage:
+def _make_job(request: EvalRequest, job_id: int) -> EvalJobMessage:
     provider, _, name = request.benchmark.partition("/")
     if not name:
         raise UsageError(
@@ -80,7 +85,6 @@ def _make_job(request: EvalRequest, job_id: int, archives: Path) -> EvalJobMessa
         "benchmark_name": name,
         "config": config,
         "timeout_seconds": request.timeout_seconds,
-        **_artifact(request.submission, archives),
     }
     if request.workers is not None:
         job["resources"] = {"workers": request.workers}

@@ -35,6 +35,16 @@ def test_a_packed_submission_leaves_a_data_directory_that_the_embedded_server_ca
     assert stat.S_IMODE(data_dir.stat().st_mode) == (0o755 if os.geteuid() == 0 else 0o700)
 
 
+def test_wrong_usage_leaves_no_archive(tmp_path: Path) -> None:
+    submission = str(write_agent(tmp_path / "mine", ECHO_AGENT))
+    good, bad = EvalRequest(submission, CARTPOLE), EvalRequest(submission, "gymnasium/CartPole-v9")
+
+    with pytest.raises(UsageError, match="CartPole-v9"):
+        make_jobs([good, bad], tmp_path / "data" / "artifacts")
+
+    assert not (tmp_path / "data").exists()
+
+
 @pytest.mark.parametrize("address", ["localhost:0", "localhost:65536", "[::1]:99999"])
 def test_a_port_that_is_none_is_wrong_usage(tmp_path: Path, address: str) -> None:
     with pytest.raises(UsageError, match="ports go from 1 to 65535"):
