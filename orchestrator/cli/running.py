@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 import signal
 import sys
 import traceback
@@ -22,6 +24,9 @@ def run_command(work: Coroutine[Any, Any, int], *, debug: bool) -> None:
     configure_logging("console" if debug else "auto", "DEBUG" if debug else "ERROR")
     try:
         code = _run(work)
+        sys.stdout.flush()
+    except BrokenPipeError as error:
+        code = _report_lost_reader() if _reader_is_gone() else _report(error, debug)
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
@@ -30,7 +35,6 @@ def run_command(work: Coroutine[Any, Any, int], *, debug: bool) -> None:
     except Exception as error:  # noqa: BLE001
         # Whatever it is, a person gets one line and an exit code that means what it says.
         code = _report(error, debug)
-    sys.stdout.flush()
     raise typer.Exit(code)
 
 
@@ -54,6 +58,19 @@ def _interrupt(task: asyncio.Task[int]) -> None:
 
 async def _result_of(task: asyncio.Task[int]) -> int:
     return await task
+
+
+def _reader_is_gone() -> bool:
+    """Whether it is the pipe of stdout that broke, and not a connection."""
+    poller = select.poll()
+    poller.register(sys.stdout.fileno(), 0)
+    return any(events & select.POLLERR for _, events in poller.poll(0))
+
+
+def _report_lost_reader() -> int:
+    print("error: whoever read the output has gone, and did not get all of it", file=sys.stderr)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is flushed at the exit
+    return INFRASTRUCTURE_FAILED
 
 
 def _report(error: BaseException, debug: bool) -> int:
