@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -233,17 +234,15 @@ class ControlPlaneRecipe:
             job=job,
             connector=WebSocketConnector("", 0),
             limits=limits,
-            sink=None,
+            # By its name alone: workers are given nothing of the recipe, which holds secrets.
+            find_sink=partial(ray.get_actor, sink_name(self.generation), self.namespace),
             step_log_interval=config.step_log_interval or settings.step_log_interval,
             log_steps=settings.telemetry_steps,
             byte_cap=settings.episode_buffer_bytes,
             connect_timeout_seconds=settings.connect_timeout_seconds,
             log_level=self.actor_log_level,
         )
-        return RolloutCluster(plan, setup, self._sink)
-
-    def _sink(self) -> Any:
-        return ray.get_actor(sink_name(self.generation), self.namespace)
+        return RolloutCluster(plan, setup)
 
     def _policy(self, claim: Claim, store: PostgresJobStore, scratch: Path) -> PolicySource:
         if _names_a_server(claim.job.message.artifact_url or ""):

@@ -65,10 +65,9 @@ class ClusterPlan:
 class RolloutCluster:
     """Implements `job_supervision.Cluster`. Everything in it belongs to the supervisor's process."""
 
-    def __init__(self, plan: ClusterPlan, setup: WorkerSetup, sink: Callable[[], Any]) -> None:
+    def __init__(self, plan: ClusterPlan, setup: WorkerSetup) -> None:
         self._plan = plan
         self._setup = setup  # its connector is filled in by `prepare`
-        self._sink = sink
         self._group: PlacementGroup | None = None
         self._workers: list[Any] = []
 
@@ -151,7 +150,7 @@ class RolloutCluster:
         Raises:
             WorkerLost: it died meanwhile.
         """
-        setup = replace(self._setup, connector=connector, sink=await asyncio.to_thread(self._sink))
+        setup = replace(self._setup, connector=connector)
         await self._answer(self._workers[index].prepare.remote(setup))
 
     async def run(self, index: int, runs: list[EpisodeRun]) -> list[RunReport]:
@@ -188,7 +187,7 @@ class RolloutCluster:
         pause_seconds = 0.1
         while True:
             try:
-                sink = await asyncio.to_thread(self._sink)
+                sink = await asyncio.to_thread(self._setup.find_sink)
                 async with asyncio.timeout(SINK_ANSWER_SECONDS):
                     outcomes = await answer_of(sink.commit.remote([finished]))
                 return CommitOutcome(outcomes[0])
