@@ -6,11 +6,13 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import platform
 import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -130,10 +132,11 @@ class ControlPlaneRecipe:
     @asynccontextmanager
     async def open_supervision(self, job_id: int, holder: UUID) -> AsyncIterator[JobSupervision]:
         started_at = time.monotonic()
-        # A directory of this process alone: an older one that thaws must not remove what a newer one uses.
-        installation = str(self.installation.installation_id)
+        # A directory of this process alone: an older one that thaws must not remove what a newer one uses. By
+        # machine: where they share a disk, the processes of one are no processes to the others.
+        machine = Path(str(self.installation.installation_id)) / platform.node()
         name = f"{job_id}-{os.getpid()}-{time.time_ns()}"
-        scratch = data_directory(self.settings) / "scratch" / installation / name
+        scratch = data_directory(self.settings) / "scratch" / machine / name
         await asyncio.to_thread(_sweep_scratch, scratch.parent)
         async with self._pool(f"orchestrator job {job_id}", max_size=4) as pool:
             store = patient(job_store(pool, self.settings), self.settings.lease_seconds)
@@ -186,22 +189,19 @@ class ControlPlaneRecipe:
             job=job,
             connector=WebSocketConnector("", 0),
             limits=limits,
-            sink=None,
+            # By its name alone: workers are given nothing of the recipe, which holds secrets.
+            find_sink=partial(ray.get_actor, sink_name(self.generation), self.namespace),
             step_log_interval=config.step_log_interval or settings.step_log_interval,
             log_steps=settings.telemetry_steps,
             byte_cap=settings.episode_buffer_bytes,
             connect_timeout_seconds=settings.connect_timeout_seconds,
             log_level=self.actor_log_level,
         )
-        return RolloutCluster(plan, setup, self._sink)
-
-    def _sink(self) -> Any:
-        return ray.get_actor(sink_name(self.generation), self.namespace)
+        return RolloutCluster(plan, setup)
 
     def _policy(self, claim: Claim, store: JobStore, scratch: Path) -> PolicySource:
-        url = urlsplit(claim.job.message.artifact_url or "")
-        if url.scheme == EXTERNAL_SCHEME:
-            return self._external_policy(claim, url.hostname or "", url.port or 0)
+        if _names_a_server(claim.job.message.artifact_url or ""):
+            return self._external_policy(claim)
         tools = ContainerTools(
             store=store,
             containers=self._containers(),
@@ -227,10 +227,11 @@ class ControlPlaneRecipe:
 
         return SubmissionContainer(tools, fetch)
 
-    def _external_policy(self, claim: Claim, host: str, port: int) -> PolicySource:
+    def _external_policy(self, claim: Claim) -> PolicySource:
         if not claim.job.local:
             # Anybody could have us dial any address inside the cluster.
             raise UsageError("only jobs of the local command line may name a policy server by its address")
+        host, port = _server_address(claim.job.message.artifact_url or "")
         return ExternalPolicy(WebSocketConnector(host, port), self.settings.connect_timeout_seconds)
 
     def _limits(self, claim: Claim) -> ContainerLimits:
@@ -252,8 +253,26 @@ async def remove_containers(settings: Settings, installation: Installation) -> N
             log.warning("container_left", container_id=str(owned.container_id), why=str(error))
 
 
+def _names_a_server(url: str) -> bool:
+    return url.lower().startswith(f"{EXTERNAL_SCHEME}:")
+
+
+def _server_address(url: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a bracket too few, or a port that is none
+        host = port = None
+    if not host or not port:
+        raise UsageError(
+            f"{url[:200]!r} is no address of a policy server: "
+            f"write {EXTERNAL_SCHEME}://HOST:PORT, with a port from 1 to 65535"
+        )
+    return host, port
+
+
 def _sweep_scratch(directory: Path) -> None:
-    """Remove the scratch directories whose process was killed before it could."""
+    """Remove those scratch directories of this machine whose process was killed before it could."""
     for scratch in directory.glob("*-*-*"):
         process = scratch.name.split("-")[1]
         if not (process.isdigit() and psutil.pid_exists(int(process))):
@@ -263,7 +282,7 @@ def _sweep_scratch(directory: Path) -> None:
 def _remove_scratch(scratch: Path) -> None:
     """Remove a job's scratch directory, and its parents where nothing else is in them."""
     shutil.rmtree(scratch, ignore_errors=True)
-    for parent in (scratch.parent, scratch.parent.parent):
+    for parent in (scratch.parent, scratch.parent.parent, scratch.parent.parent.parent):
         with contextlib.suppress(OSError):
             parent.rmdir()
 

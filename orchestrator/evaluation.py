@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,6 +14,7 @@ from urllib.parse import quote
 
 from orchestrator.adapters.artifacts.pack import PackedArchive, existing_archive, pack_directory
 from orchestrator.adapters.benchmarks.registry import load_benchmark
+from orchestrator.adapters.postgres.server_files import make_data_dir
 from orchestrator.client import AsyncClient
 from orchestrator.client.archives import remove_archives
 from orchestrator.client.job_messages import new_job_id
@@ -48,10 +50,15 @@ def make_jobs(requests: Sequence[EvalRequest], archives: Path) -> list[EvalJobMe
         UsageError: no such submission or benchmark, or a config that the benchmark cannot use.
     """
     first_id = new_job_id()
-    return [_make_job(request, first_id + index, archives) for index, request in enumerate(requests)]
+    # Nothing is packed before all are known to be good: nobody would remove it.
+    jobs = [_make_job(request, first_id + index) for index, request in enumerate(requests)]
+    return [
+        job.model_copy(update=_artifact(request.submission, archives))
+        for job, request in zip(jobs, requests, strict=True)
+    ]
 
 
-def _make_job(request: EvalRequest, job_id: int, archives: Path) -> EvalJobMessage:
+def _make_job(request: EvalRequest, job_id: int) -> EvalJobMessage:
     provider, _, name = request.benchmark.partition("/")
     if not name:
         raise UsageError(
@@ -69,7 +76,6 @@ def _make_job(request: EvalRequest, job_id: int, archives: Path) -> EvalJobMessa
         "benchmark_name": name,
         "config": config,
         "timeout_seconds": request.timeout_seconds,
-        **_artifact(request.submission, archives),
     }
     if request.workers is not None:
         job["resources"] = {"workers": request.workers}
@@ -81,10 +87,15 @@ def _make_job(request: EvalRequest, job_id: int, archives: Path) -> EvalJobMessa
 def _artifact(submission: str, archives: Path) -> dict[str, Any]:
     path = Path(submission)
     if path.is_dir():
+        # Before the archives' own directory makes it, with a mode that may shut the embedded server out.
+        with contextlib.suppress(OSError):  # which whoever writes there tells
+            make_data_dir(archives.parent)
         packed = pack_directory(path, archives)
     elif path.is_file() and path.name.endswith(ARCHIVE_SUFFIXES):
         packed = existing_archive(path)
     elif re.fullmatch(r"[A-Za-z0-9_.\-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", submission):
+        if not 0 < int(submission.rpartition(":")[2]) < 2**16:
+            raise UsageError(f"{submission!r} is no address: ports go from 1 to 65535")
         return {"artifact_url": f"{EXTERNAL_SCHEME}://{submission}"}
     else:
         raise UsageError(

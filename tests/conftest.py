@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
+import hypothesis
 import pytest
 
 from orchestrator.ray_environment import prepare_ray_environment
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
     Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
 
 T = TypeVar("T")
+
+# A deadline for each example fails on a machine that is busy with something else for a moment.
+hypothesis.settings.register_profile(
+    "orchestrator", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("orchestrator")
 
 TEMPLATE_DATABASE = "template_orchestrator"
 

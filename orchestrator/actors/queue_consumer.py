@@ -91,6 +91,7 @@ class QueueConsumer:
         self._supervisors = supervisors
         self._reconciler = reconciler
         self._max_concurrent_jobs = max_concurrent_jobs
+        self._capacity_asked = self._capacity_known = 0
         self._reconcile_interval_seconds = reconcile_interval_seconds
         self._manager = BoundedQueueManager(Queries.from_asyncpg_pool(pool))
         self._manager.entrypoint(QUEUE_ADD_JOB, on_failure="hold")(self._take)
@@ -150,8 +151,14 @@ class QueueConsumer:
             await asyncio.sleep(self._reconcile_interval_seconds)
 
     async def _refresh_capacity(self) -> None:
+        self._capacity_asked += 1
+        asked = self._capacity_asked
         held = await retrying(self._store.held_count, deadline_seconds=DATABASE_PATIENCE_SECONDS)
-        self._manager.free_slots = self._max_concurrent_jobs - held
+        # Answers overtake each other, and an older one may not know of the job that was claimed in between:
+        # the next row would be taken for a place that is not there, and be overtaken while it is put back.
+        if asked > self._capacity_known:
+            self._capacity_known = asked
+            self._manager.free_slots = self._max_concurrent_jobs - held
 
     async def _take(self, row: models.Job) -> None:
         """Handle one `add_job` row; returning acknowledges it.

@@ -136,9 +136,9 @@ class JobReports:
         return handle
 
     async def unfinished_artifacts(self) -> set[str]:
-        """The archive URLs of the jobs that have not ended."""
+        """The archive URLs of unfinished local jobs: others may not name files of this machine."""
         rows = await self.pool.fetch(
-            "SELECT message FROM jobs WHERE status IN ('QUEUED', 'STARTING', 'RUNNING')"
+            "SELECT message FROM jobs WHERE local AND status IN ('QUEUED', 'STARTING', 'RUNNING')"
         )
         # Not by SQL's ->>, which fails on a message that holds a \u0000 anywhere.
         urls = (json.loads(row["message"]).get("artifact_url") for row in rows)

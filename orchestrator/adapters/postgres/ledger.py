@@ -54,7 +54,7 @@ class PostgresLedger:
         """Write the plan, once: a plan that is there stays as it is."""
         job_id = claim.job.job_id
         async with exclusively(self.pool, job_id) as connection:
-            await check_epoch(connection, claim)
+            await check_epoch(connection, claim, for_update=True)
             if await connection.fetchval("SELECT EXISTS (SELECT FROM episodes WHERE job_id = $1)", job_id):
                 return
             await connection.copy_records_to_table(

@@ -177,29 +177,42 @@ class ContainerDirectory:
 
     def read_spec(self) -> ShimSpec | None:
         data = read_json(self.spec_file)
-        if data is None:
-            return None
-        watched = data.pop("watched")
-        return ShimSpec(**data, watched=None if watched is None else ProcessIdentity(**watched))
+        with _of_another_version():
+            if data is not None:
+                watched = data.pop("watched")
+                return ShimSpec(**data, watched=None if watched is None else ProcessIdentity(**watched))
+        return None
 
     def write_spec(self, spec: ShimSpec) -> None:
         write_json(self.spec_file, asdict(spec))
 
     def read_processes(self) -> Processes | None:
         data = read_json(self.processes_file)
-        if data is None:
-            return None
-        return Processes(shim=ProcessIdentity(**data["shim"]), host=ProcessIdentity(**data["host"]))
+        with _of_another_version():
+            if data is not None:
+                return Processes(ProcessIdentity(**data["shim"]), ProcessIdentity(**data["host"]))
+        return None
 
     def write_processes(self, processes: Processes) -> None:
         write_json(self.processes_file, asdict(processes))
 
     def read_end(self) -> End | None:
         data = read_json(self.status_file)
-        return None if data is None else End(**{**data, "kind": EndKind(data["kind"])})
+        with _of_another_version():
+            if data is not None:
+                return End(**{**data, "kind": EndKind(data["kind"])})
+        return None
 
     def write_end(self, end: End) -> None:
         write_json(self.status_file, asdict(end))
+
+
+def _of_another_version() -> contextlib.suppress:
+    """A record with other fields counts as none: containers outlive the code that made them.
+
+    One that cannot be read must not keep the others from being listed and removed.
+    """
+    return contextlib.suppress(KeyError, TypeError, ValueError)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

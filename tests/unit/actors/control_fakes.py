@@ -99,7 +99,7 @@ def a_reconciler(pool: Pool, store: PostgresJobStore, **parts: Any) -> Reconcile
         "retention_seconds": 3600.0,
         "retention_rows": 1000,
         "unheld_result": store.failed_result,
-        "patience_seconds": 0.2,
+        "patience_seconds": 20.0,  # it waits so long only for what hangs
         "client_grace_seconds": 0.0,
     }
     return Reconciler(**fields | parts)

@@ -94,12 +94,9 @@ def test_a_reply_in_drips_is_late_at_the_deadline_of_the_whole_message() -> None
             if peer.finished.wait(0.05):
                 return
 
-    with connected(script) as connection:
-        started_at = time.monotonic()
-        with pytest.raises(PolicyLate):
-            connection.act(OBSERVATION, 0.3)
-
-        assert time.monotonic() - started_at < 1.5
+    # No single byte is late: only a deadline of the whole message ends this.
+    with connected(script) as connection, pytest.raises(PolicyLate):
+        connection.act(OBSERVATION, 0.3)
 
 
 def test_a_reply_in_pieces_within_the_deadline_is_whole() -> None:
@@ -333,15 +330,13 @@ def test_a_ping_flood_does_not_move_the_deadline() -> None:
     def script(peer: Peer) -> None:
         peer.upgrade()
         peer.read_frame()
-        while not peer.finished.is_set():
+        until = time.monotonic() + 8
+        while not peer.finished.is_set() and time.monotonic() < until:
             peer.send(frame(b"x" * 100, 9) * 10)
+        peer.send(ACTION)  # which nobody waits for any more
 
-    with connected(script) as connection:
-        started_at = time.monotonic()
-        with pytest.raises(PolicyError):
-            connection.act(OBSERVATION, 0.3)
-
-        assert time.monotonic() - started_at < 3
+    with connected(script) as connection, pytest.raises(PolicyError):
+        connection.act(OBSERVATION, 0.3)
 
 
 def test_an_observation_that_cannot_be_sent_leaves_the_connection_whole() -> None:
