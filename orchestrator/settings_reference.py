@@ -168,7 +168,7 @@ def _larger_bytes(value: float) -> str | None:
 
 def _larger_seconds(value: float) -> str | None:
     for seconds, unit in _TIME_UNITS:
-        if value >= 2 * seconds or value == seconds == 3600:
+        if value >= max(seconds, 120):
             return f"{value / seconds:.4g} {unit}"
     return None
 

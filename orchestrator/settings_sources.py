@@ -20,6 +20,10 @@ FILE_VARIABLE = "ORCHESTRATOR_SETTINGS_FILE"
 # Of the submission host and of containers, and the file's name: ours too, but no settings.
 OTHER_VARIABLES = frozenset({"ORCHESTRATOR_SESSION_KEY", "ORCHESTRATOR_CONTAINER", FILE_VARIABLE})
 MAX_SHOWN_CHARS = 80
+TOML_HINTS = {
+    "Invalid value": '; a text stands in quotes, like log_level = "DEBUG"',
+    "Cannot overwrite a value": "; the same setting stands there twice",
+}
 
 
 class Source(StrEnum):
@@ -106,18 +110,17 @@ def _parsed(path: Path) -> dict[str, Any]:
             f"the settings file {path} cannot be read: {error.strerror or type(error).__name__}"
         ) from None
     except UnicodeDecodeError as error:
-        raise UsageError(f"the settings file {path} is not UTF-8: byte {error.start} is none of it") from None
+        raise UsageError(f"the settings file {path} is not UTF-8, from byte {error.start} on") from None
     except tomllib.TOMLDecodeError as error:
-        what, place = _toml_complaint(str(error))
-        raise UsageError(
-            f'{path}, {place}: {what}; that is no TOML (texts stand in quotes: log_level = "DEBUG")'
-        ) from None
+        raise UsageError(f"the settings file {path} is no TOML: {_toml_complaint(str(error))}") from None
 
 
-def _toml_complaint(text: str) -> tuple[str, str]:
-    """What is wrong, and where: `tomllib` gives both in one text."""
+def _toml_complaint(text: str) -> str:
+    """Place first, then what is wrong and what is often the cause; `tomllib` gives both in one text."""
     found = re.fullmatch(r"(.*) \(at (line \d+, column \d+|end of document)\)", text, re.DOTALL)
-    return (found[1], found[2]) if found else (text, "somewhere")
+    what, place = (found[1], f"{found[2]}: ") if found else (text, "")
+    hint = next((hint for beginning, hint in TOML_HINTS.items() if what.startswith(beginning)), "")
+    return f"{place}{what[:1].lower()}{what[1:]}{hint}"
 
 
 def _unknown_key(key: str, value: object, names: Collection[str]) -> str:
