@@ -199,7 +199,7 @@ class _Episode:
         return result.observation
 
     def _advance(self, action: Any) -> tuple[StepResult, bool | None]:
-        # A copy: some environments work on the arrays that they are given, and the trace is of what was given.
+        # A copy: some environments change the arrays that they are given, and the trace is of what was given.
         result = self.environment.step(_copied(action))
         return result, bool(result.info["success"]) if "success" in result.info else None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from orchestrator.cli import evaluation, service, settings
+from orchestrator.cli import evaluation, replay, service, settings
 from orchestrator.ray_environment import prepare_ray_environment
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 app.add_typer(evaluation.commands)
 app.add_typer(service.commands)
 app.add_typer(settings.commands)
+app.add_typer(replay.commands)
 app.add_typer(service.database_commands, name="db")
 
 
