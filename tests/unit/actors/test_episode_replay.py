@@ -54,7 +54,7 @@ REPLIES: dict[str, Any] = {
 
 
 class Weighing(gymnasium.Env[Any, Any]):
-    """Its rewards depend on every bit of the actions and on the seed; it changes the arrays that it is given."""
+    """Its rewards depend on every bit of the actions and on the seed; it changes what it is given."""
 
     observation_space = spaces.Discrete(100)
 
