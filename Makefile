@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all the set-up by themselves; `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check lint format lock hooks clean
+.PHONY: help setup demo test test-slow check lint format docs lock hooks clean
 
 BIN := .venv/bin
 
@@ -30,6 +30,10 @@ lint: setup ## Linter, formatter, types and import contracts
 format: setup ## Format, and repair what the linter can
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
+
+docs: setup ## Write docs/settings.md anew from the settings' docstrings
+	@$(BIN)/python -m orchestrator.cli settings --markdown > docs/settings.md.new
+	@mv docs/settings.md.new docs/settings.md
 
 lock: ## Write requirements.lock anew from pyproject.toml (needs uv); UPGRADE=1 raises the pins
 	@uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes \

@@ -20,10 +20,11 @@ from orchestrator.adapters.postgres.job_store import PostgresJobStore
 from orchestrator.adapters.postgres.outgoing import messages_of
 from orchestrator.adapters.postgres.patience import patient
 from orchestrator.adapters.postgres.pool import Database, open_pool
-from orchestrator.app import ControlPlaneRecipe, job_store, ledger
+from orchestrator.app import ControlPlaneRecipe
 from orchestrator.domain.messages import EvalJobMessage, EvalResultMessage
 from orchestrator.runtime import joined_or_local_ray
 from orchestrator.settings import Settings
+from orchestrator.stores import job_store, ledger
 
 if TYPE_CHECKING:
     import asyncpg

@@ -169,8 +169,8 @@ async def test_fifty_jobs_at_once_run_two_at_a_time_in_the_order_of_priority(
     ray_cluster: None, database: Any, scratch: Path
 ) -> None:
     from orchestrator.adapters.postgres.pool import open_pool
-    from orchestrator.app import job_store
     from orchestrator.settings import Settings
+    from orchestrator.stores import job_store
 
     config = {"episodes_per_task": 1, "max_episode_steps": 5, "score": "avg_reward"}
     async with open_pool(database, application_name="test", max_size=2) as pool:

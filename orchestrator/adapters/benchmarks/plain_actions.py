@@ -83,7 +83,8 @@ def _box_action(space: spaces.Box, array: AnyArray, name: str) -> CheckedAction:
         action = _integral(space, array, name)
     clipped = int(np.count_nonzero((action < space.low) | (action > space.high)))
     if clipped:
-        action = np.clip(action, space.low, space.high)
+        # Without dimensions, numpy gives a number back for the array.
+        action = np.asarray(np.clip(action, space.low, space.high), dtype=action.dtype)
     action = action.astype(space.dtype, copy=False)
     if space.dtype.kind == "f" and not np.isfinite(action).all():
         raise NonFiniteAction(f"{where(name)}numbers too large for {space.dtype}")

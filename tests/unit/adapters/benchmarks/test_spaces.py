@@ -171,6 +171,16 @@ def test_integers_are_clipped_before_they_could_wrap_round() -> None:
     assert clipped == 2
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+@pytest.mark.parametrize("number", [3, 9])
+def test_a_box_without_dimensions_gives_an_array_whether_clipped_or_not(dtype: Any, number: int) -> None:
+    action, clipped = from_wire(spaces.Box(0, 5, (), dtype), number)
+
+    assert isinstance(action, np.ndarray)
+    assert (action.dtype, action.shape, action.item()) == (dtype, (), min(number, 5))
+    assert clipped == (number > 5)
+
+
 def test_a_fraction_for_a_box_of_integers_is_refused() -> None:
     with pytest.raises(InvalidAction, match="fraction"):
         from_wire(spaces.Box(0, 255, (1,), np.uint8), [0.5])
