@@ -36,7 +36,7 @@ from orchestrator.actors.submission_container import (
     PolicySource,
     SubmissionContainer,
 )
-from orchestrator.adapters.artifacts.fetch import FetchLimits, fetch_archive
+from orchestrator.adapters.artifacts.fetch import FetchLimits, check_reference, fetch_archive
 from orchestrator.adapters.policies.host_client import SubmissionHostClient
 from orchestrator.adapters.policies.websocket import WebSocketConnector
 from orchestrator.adapters.postgres.installation import Installation
@@ -244,9 +244,9 @@ class ControlPlaneRecipe:
         return ray.get_actor(sink_name(self.generation), self.namespace)
 
     def _policy(self, claim: Claim, store: PostgresJobStore, scratch: Path) -> PolicySource:
-        url = urlsplit(claim.job.message.artifact_url or "")
-        if url.scheme == EXTERNAL_SCHEME:
-            return self._external_policy(claim, url.hostname or "", url.port or 0)
+        message = claim.job.message
+        if (message.artifact_url or "").startswith(f"{EXTERNAL_SCHEME}://"):
+            return self._external_policy(claim, message.artifact_url or "")
         tools = ContainerTools(
             store=store,
             containers=self._containers(),
@@ -257,25 +257,34 @@ class ControlPlaneRecipe:
             limits=self._limits(claim),
             start_up_timeout_seconds=self.settings.start_up_timeout_seconds,
         )
-        schemes = self.settings.archive_allowed_schemes + (("file",) if claim.job.local else ())
-        limits = FetchLimits(
-            self.settings.archive_max_bytes,
-            self.settings.archive_fetch_timeout_seconds,
-            schemes,
-            hosts=self.settings.archive_allowed_hosts or None,  # empty: any public host
-        )
+        limits = self._fetch_limits(claim)
+        if claim.epoch == 1:  # later there may be a container, which has the archive already
+            check_reference(message, limits)
 
         async def fetch() -> Archive:
             scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
             target = scratch / "archive"
-            return Archive(target, await fetch_archive(claim.job.message, target, limits))
+            return Archive(target, await fetch_archive(message, target, limits))
 
         return SubmissionContainer(tools, fetch)
 
-    def _external_policy(self, claim: Claim, host: str, port: int) -> PolicySource:
+    def _fetch_limits(self, claim: Claim) -> FetchLimits:
+        return FetchLimits(
+            self.settings.archive_max_bytes,
+            self.settings.archive_fetch_timeout_seconds,
+            self.settings.archive_allowed_schemes + (("file",) if claim.job.local else ()),
+            hosts=self.settings.archive_allowed_hosts or None,  # empty: any public host
+        )
+
+    def _external_policy(self, claim: Claim, address: str) -> PolicySource:
         if not claim.job.local:
             # Anybody could have us dial any address inside the cluster.
             raise UsageError("only jobs of the local command line may name a policy server by its address")
+        try:
+            url = urlsplit(address)
+            host, port = url.hostname or "", url.port or 0
+        except ValueError as error:
+            raise UsageError(f"the policy server's address is malformed: {error}") from error
         return ExternalPolicy(WebSocketConnector(host, port), self.settings.connect_timeout_seconds)
 
     def _limits(self, claim: Claim) -> ContainerLimits:

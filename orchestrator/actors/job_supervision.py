@@ -351,7 +351,11 @@ class Evaluation:
     async def remove_container(self) -> None:
         """Remove what is ours still; a container that could not be removed is the reconciler's."""
         try:
-            await self._policy.remove(self._claim)
+            policy = self._policy
+        except (SubmissionError, UsageError):
+            return  # refused before there could be a container
+        try:
+            await policy.remove(self._claim)
         except Fenced:
             raise
         except Exception as error:  # noqa: BLE001 - the verdict that was reached counts more

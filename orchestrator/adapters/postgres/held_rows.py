@@ -13,7 +13,8 @@ from pgqueuer.domain.settings import db_settings
 from pgqueuer.domain.types import JobId
 
 from orchestrator.adapters.postgres.queue import queue_of
-from orchestrator.domain.messages import QUEUE_ADD_JOB, printable
+from orchestrator.domain.job_documents import printable
+from orchestrator.domain.messages import QUEUE_ADD_JOB
 
 SHOWN_PAYLOAD_BYTES = 400
 NO_REASON = "the reason is not in the queue's log any more"

@@ -119,21 +119,30 @@ class PostgresJobStore:
             )
 
     async def insert_invalid(self, job_id: int, payload: bytes, reason: str) -> bool:
-        """A job whose message does not validate, FAILED at once; False where the id is taken."""
-        message = EvalJobMessage.model_construct(
-            job_id=job_id, env_provider="unknown", benchmark_name="unknown", config={}
-        )
+        """A job whose message does not validate, FAILED at once; False where this very one is there.
+
+        Raises:
+            UsageError: another job has this id.
+        """
+        message = EvalJobMessage.salvage(job_id, payload)
         async with exclusively(self.pool, job_id) as connection:
             inserted = await connection.fetchval(
                 """INSERT INTO jobs (job_id, message, status, detail)
                    VALUES ($1, $2::json, 'QUEUED', 'invalid') ON CONFLICT DO NOTHING RETURNING job_id""",
                 job_id,
-                message.model_dump_json(),
+                message.to_json().decode(),
             )
             if inserted is None:
+                await self._check_same_refusal(connection, message, reason)
                 return False
             await self._finish_row(connection, job_id, JobStatus.FAILED, reason, self.failed_result)
         return True
+
+    async def _check_same_refusal(self, connection: Connection, message: EvalJobMessage, reason: str) -> None:
+        error = await connection.fetchval("SELECT error FROM jobs WHERE job_id = $1", message.job_id)
+        if error != storable(reason):
+            raise UsageError(f"job {message.job_id} exists with other content; and {reason}")
+        await self._check_same_content(connection, message)
 
     # --------------------------------------------------------------------------------------- reading
 
