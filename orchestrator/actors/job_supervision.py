@@ -30,7 +30,7 @@ from orchestrator.domain.errors import (
     SubmissionError,
     UsageError,
 )
-from orchestrator.domain.lifecycle import JobStatus
+from orchestrator.domain.lifecycle import TIME_IS_OVER, JobStatus
 from orchestrator.domain.messages import EvalResultMessage
 from orchestrator.domain.results import build_result
 from orchestrator.ports import BenchmarkDescription, Claim, ClaimRefusal, JobStore, Ledger, PolicyConnector
@@ -203,9 +203,9 @@ class JobSupervision:
             if not flags:
                 continue
             if lease.cancel_requested:
-                raise CancelRequested("cancelled on request")
+                raise CancelRequested(lease.cancel_reason or "cancelled on request")
             if lease.deadline_seconds_left is not None and lease.deadline_seconds_left <= 0:
-                raise DeadlinePassed("the job's time is over")
+                raise DeadlinePassed(TIME_IS_OVER)
 
     async def _finish(
         self, evaluation: Evaluation, claim: Claim, status: JobStatus, error: str | None

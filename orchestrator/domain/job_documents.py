@@ -66,16 +66,19 @@ def absurdity_of(payload: bytes | str) -> str | None:
     return None
 
 
-def in_words(error: ValidationError) -> str:
-    """What is wrong, in printable characters and bounded: names and values come from strangers."""
-    problems = list(_problems(error))
+def in_words(error: ValidationError, within: str = "") -> str:
+    """What is wrong, in printable characters and bounded: names and values come from strangers.
+
+    `within` is the field that was validated by itself, if it was.
+    """
+    problems = _problems(error, (within,) if within else ())
     shown = problems[:SHOWN_PROBLEMS]
     if len(problems) > len(shown):
         shown.append(f"and {len(problems) - len(shown)} more")
     return printable("; ".join(shown))
 
 
-def _problems(error: ValidationError, within: tuple[str, ...] = ()) -> list[str]:
+def _problems(error: ValidationError, within: tuple[str, ...]) -> list[str]:
     problems: list[str] = []
     for item in error.errors(include_url=False, include_input=True):
         place = (*within, *map(str, item["loc"]))

@@ -21,6 +21,7 @@ from orchestrator.domain.errors import UsageError
 from orchestrator.ports import EpisodeSummary, Observation, StepResult
 
 _OWN_PREFIX = "gymnasium."
+_OPTIONS = ("make_kwargs",)  # what is read of a job's config besides what all benchmarks share
 # Arguments of `gymnasium.make` itself: they would collide with ours, or load wrappers.
 _RESERVED_KWARGS = {"id", "max_episode_steps", "disable_env_checker"}
 
@@ -177,7 +178,7 @@ class GymnasiumProvider:
                 without any rule of success while the score is the success rate.
         """
         self._check_name(benchmark_name)
-        job_config = read_job_config(config)
+        job_config = read_job_config(config, options=_OPTIONS)
         recipe = _Recipe(benchmark_name, _make_kwargs(config, spec), job_config.max_episode_steps)
         _check_recipe(recipe)
         benchmark = GymnasiumBenchmark(

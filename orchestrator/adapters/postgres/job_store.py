@@ -263,7 +263,7 @@ class PostgresJobStore:
             await check_epoch(connection, claim, for_update=True)
             row = await connection.fetchrow(
                 """UPDATE jobs SET lease_expires_at = clock_timestamp() + $2 WHERE job_id = $1
-                   RETURNING cancel_requested_at,
+                   RETURNING cancel_requested_at, cancel_reason,
                        extract(epoch FROM deadline_at - clock_timestamp())::float8 AS seconds_left""",
                 claim.job.job_id,
                 timedelta(seconds=self.rules.lease_seconds),
@@ -277,7 +277,7 @@ class PostgresJobStore:
             Fenced: another epoch is current, or the job has ended.
         """
         row = await self.pool.fetchrow(
-            """SELECT epoch, status, cancel_requested_at,
+            """SELECT epoch, status, cancel_requested_at, cancel_reason,
                    extract(epoch FROM deadline_at - clock_timestamp())::float8 AS seconds_left
                FROM jobs WHERE job_id = $1""",
             claim.job.job_id,
@@ -520,7 +520,9 @@ def _container(row: asyncpg.Record) -> ContainerRecord:
 
 def _renewed(row: asyncpg.Record) -> RenewedLease:
     return RenewedLease(
-        cancel_requested=row["cancel_requested_at"] is not None, deadline_seconds_left=row["seconds_left"]
+        cancel_requested=row["cancel_requested_at"] is not None,
+        deadline_seconds_left=row["seconds_left"],
+        cancel_reason=row["cancel_reason"],
     )
 
 

@@ -10,6 +10,7 @@ from uuid import UUID
 import asyncpg
 from pgqueuer.domain.settings import db_settings
 
+from orchestrator.domain.lifecycle import TIME_IS_OVER
 from orchestrator.domain.messages import QUEUE_ADD_JOB, QUEUE_EPISODE, QUEUE_STATUS, QUEUE_STEP
 
 # A job row and its queue row may be committed a moment apart by a validator that does both.
@@ -61,13 +62,14 @@ class ReconciliationQueries:
         """Jobs without a live lease that were cancelled, or whose deadline has passed."""
         rows = await self.pool.fetch(
             """SELECT job_id, cancel_requested_at IS NOT NULL AS cancelled,
-                   coalesce(cancel_reason, 'the job''s time is over') AS reason
+                   coalesce(cancel_reason, $1) AS reason
                FROM jobs
                WHERE status IN ('QUEUED', 'STARTING', 'RUNNING')
                  AND coalesce(lease_expires_at, '-infinity') <= clock_timestamp()
                  AND (cancel_requested_at IS NOT NULL OR
                       (deadline_at <= clock_timestamp() AND status <> 'QUEUED'))
-               ORDER BY job_id"""
+               ORDER BY job_id""",
+            TIME_IS_OVER,
         )
         return [Overdue(row["job_id"], row["cancelled"], row["reason"]) for row in rows]
 
