@@ -46,6 +46,7 @@ from orchestrator.adapters.postgres.patience import patient
 from orchestrator.adapters.postgres.pool import Database, open_pool
 from orchestrator.adapters.postgres.queue import TelemetryRows
 from orchestrator.adapters.postgres.reconciliation import ReconciliationQueries
+from orchestrator.adapters.postgres.retention import Retention, RetentionRules
 from orchestrator.adapters.postgres.server_files import default_data_dir
 from orchestrator.adapters.process.containers import ProcessContainers
 from orchestrator.domain.episodes import EpisodeOutcome
@@ -86,6 +87,11 @@ def job_rules(settings: Settings) -> JobRules:
         max_claims_without_progress=settings.max_claims_without_progress,
         validator_hotkey=settings.validator_hotkey,
     )
+
+
+def retention_rules(settings: Settings) -> RetentionRules:
+    """What is kept of that which nobody consumes, as set."""
+    return RetentionRules(settings.retention_seconds, settings.retention_rows)
 
 
 def job_store(pool: asyncpg.Pool[asyncpg.Record], settings: Settings) -> PostgresJobStore:
@@ -159,8 +165,8 @@ class ControlPlaneRecipe:
                 containers=self._containers(),
                 installation_id=self.installation.installation_id,
                 max_concurrent_jobs=self.settings.max_concurrent_jobs,
-                retention_seconds=self.settings.retention_seconds,
-                retention_rows=self.settings.retention_rows,
+                retention=Retention(pool),
+                retention_rules=retention_rules(self.settings),
                 unheld_result=store.failed_result,
             )
             yield QueueConsumer(
