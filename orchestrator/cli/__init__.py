@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from orchestrator.cli import evaluation, service
+from orchestrator.cli import evaluation, maintenance, service
 from orchestrator.ray_environment import prepare_ray_environment
 
 app = typer.Typer(
@@ -17,6 +17,7 @@ app = typer.Typer(
 )
 app.add_typer(evaluation.commands)
 app.add_typer(service.commands)
+app.add_typer(maintenance.commands)
 app.add_typer(service.database_commands, name="db")
 
 

@@ -10,12 +10,13 @@ import uuid
 from pathlib import Path
 
 import asyncpg
+from pgqueuer.domain.models import Job
 
 from orchestrator.adapters.postgres.migrate import migrate
 from orchestrator.adapters.postgres.outgoing import messages_of, take_rows
 from orchestrator.app import job_store
 from orchestrator.commands.session import ReadSettings, command_pool, say
-from orchestrator.domain.errors import InfrastructureError, InvalidJob, UsageError
+from orchestrator.domain.errors import InfrastructureError, UsageError
 from orchestrator.domain.messages import OUTGOING_QUEUES, QUEUE_ADD_JOB, EvalJobMessage
 from orchestrator.runtime import Liveness, control_plane, is_live, open_database
 
@@ -67,15 +68,14 @@ async def submit_command(read_settings: ReadSettings, path: Path) -> int:
 
 
 def _with_job_id(payload: bytes) -> bytes:
-    """The payload, with a fresh job_id where it names none."""
+    """The payload, with a fresh job_id where it is an object that names none."""
     try:
         content = json.loads(payload)
-    except ValueError as error:
-        raise InvalidJob(None, f"the job is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InvalidJob(None, "the job is not a JSON object")
-    content.setdefault("job_id", uuid.uuid4().int >> 65)
-    return json.dumps(content).encode()
+    except (ValueError, RecursionError):
+        return payload  # which will be refused with the reason
+    if not isinstance(content, dict) or "job_id" in content:
+        return payload
+    return json.dumps({"job_id": uuid.uuid4().int >> 65} | content).encode()
 
 
 async def consume_command(read_settings: ReadSettings, queue: str, *, follow: bool, limit: int | None) -> int:
@@ -84,19 +84,44 @@ async def consume_command(read_settings: ReadSettings, queue: str, *, follow: bo
         names = ", ".join(OUTGOING_QUEUES)
         hint = "; add_job is consumed by the control plane" if queue == QUEUE_ADD_JOB else ""
         raise UsageError(f"no outgoing queue is named {queue!r}: there are {names}{hint}")
-    printed = 0
     async with open_database(read_settings()) as database, command_pool(database) as pool:
-        while limit is None or printed < limit:
-            async with take_rows(pool, queue, rows=1) as rows:
-                for row in rows:
-                    for message in messages_of(row):
-                        print(json.dumps(message), flush=True)
-                        printed += 1
-            if not rows:
-                if not follow:
-                    break
-                await asyncio.sleep(CONSUME_POLL_SECONDS)
+        try:
+            await _consume(pool, queue, follow=follow, limit=limit)
+        except BrokenPipeError:
+            # Who reads has enough, as `head` does; what was not written out is not acknowledged.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+async def _consume(
+    pool: asyncpg.Pool[asyncpg.Record], queue: str, *, follow: bool, limit: int | None
+) -> None:
+    printed = 0
+    while limit is None or printed < limit:
+        async with take_rows(pool, queue, rows=1) as rows:
+            for row in rows:
+                printed += _print_messages(row)
+        if not rows:
+            if not follow:
+                break
+            await asyncio.sleep(CONSUME_POLL_SECONDS)
+
+
+def _print_messages(row: Job) -> int:
+    """Write out the messages of a row; how many.
+
+    Raises:
+        InfrastructureError: it holds none.
+    """
+    try:
+        messages = messages_of(row)
+    except ValueError as error:
+        raise InfrastructureError(
+            f"row {row.id} of queue {row.entrypoint} holds no message of ours, and stays there: {error}"
+        ) from error
+    for message in messages:
+        print(json.dumps(message), flush=True)
+    return len(messages)
 
 
 async def migrate_command(read_settings: ReadSettings) -> int:
