@@ -16,7 +16,7 @@ from orchestrator.adapters.postgres.migrate import migrate
 from orchestrator.adapters.postgres.outgoing import messages_of, take_rows
 from orchestrator.app import job_store
 from orchestrator.commands.session import ReadSettings, command_pool, say
-from orchestrator.domain.errors import InfrastructureError, UsageError
+from orchestrator.domain.errors import InfrastructureError, InvalidJob, UsageError
 from orchestrator.domain.messages import OUTGOING_QUEUES, QUEUE_ADD_JOB, EvalJobMessage
 from orchestrator.runtime import Liveness, control_plane, is_live, open_database
 
@@ -59,7 +59,12 @@ async def submit_command(read_settings: ReadSettings, path: Path) -> int:
         payload = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    message = EvalJobMessage.parse(_with_job_id(payload))
+    try:
+        message = EvalJobMessage.parse(_with_job_id(payload))
+    except InvalidJob as error:
+        # The file is what the person knows; the job_id may be one of ours.
+        place = "standard input" if str(path) == "-" else str(path)
+        raise UsageError(f"{place}: {error.reason}") from error
     async with open_database(settings := read_settings()) as database, command_pool(database) as pool:
         fresh = await job_store(pool, settings).insert(message, enqueue=True, local=True)
     say(f"job {message.job_id} {'is queued' if fresh else 'was there already, unchanged'}")

@@ -43,7 +43,9 @@ def _bounded_int(digits: str) -> int | None:
 
 
 def excess_of(payload: bytes | str) -> str | None:
-    """What no message may be, whatever its fields: too long. None if it is fine."""
+    """What no message may be, whatever its fields: empty, or too long. None if it is fine."""
+    if not payload.strip():
+        return "it is empty"
     size = len(payload) if isinstance(payload, bytes) else len(payload.encode("utf-8", "replace"))
     if size <= MAX_MESSAGE_BYTES:
         return None
