@@ -18,6 +18,16 @@ MAX_SEARCHED_BYTES = 16 * 2**20
 SHOWN_PROBLEMS = 5
 SHOWN_VALUE_CHARS = 80
 SHOWN_TEXT_CHARS = 240
+PLAINER_WORDS = (
+    ("Value error, ", ""),
+    ("Input should", "must"),
+    ("String should", "must"),
+    ("Dictionary should", "must"),
+    (" after validation, not more", ""),
+    ("recursion limit exceeded", "nested too deeply"),
+    ("number out of range", "a number of too many digits"),
+    ("timezone info", "a time zone, like 2026-01-02T03:04:05Z"),
+)
 
 
 def lenient_document(payload: bytes | str) -> dict[str, Any]:
@@ -94,23 +104,30 @@ def _problems(error: ValidationError, within: tuple[str, ...]) -> list[str]:
 
 def _problem(place: str, kind: str, text: str, value: Any) -> str:
     if not place and kind == "json_invalid":
-        text = text.removeprefix("Invalid JSON: ").replace("recursion limit exceeded", "nested too deeply")
-        return f"it is not JSON: {_shortened(text, SHOWN_TEXT_CHARS)}"
+        return (
+            f"it is not JSON: {_shortened(_plainer(text.removeprefix('Invalid JSON: ')), SHOWN_TEXT_CHARS)}"
+        )
     if not place and kind == "model_type":
         return "it is JSON, but not an object with fields"
     place = _shortened(place, SHOWN_VALUE_CHARS)
     if kind == "missing":
         return f"{place} is missing"
-    text = _shortened(text.removeprefix("Value error, "), SHOWN_TEXT_CHARS)
-    for subject in ("Input should", "String should", "Dictionary should"):
-        text = text.replace(subject, "must", 1)
+    text = _shortened(_plainer(text), SHOWN_TEXT_CHARS)
     return f"{place}{' ' if text.startswith('must') else ': '}{text}{_shown(value)}"
 
 
+def _plainer(text: str) -> str:
+    """The words of the parser in ours."""
+    for theirs, ours in PLAINER_WORDS:
+        text = text.replace(theirs, ours, 1)
+    return text.partition(", unable to parse")[0]
+
+
 def _shown(value: Any) -> str:
+    """A value as its sender wrote it, if it is short."""
     try:
-        text = repr(value)
-    except ValueError:  # Python writes no integer of more than 4300 digits
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):  # no JSON, or an integer of more than 4300 digits
         return ""
     return "" if len(text) > SHOWN_VALUE_CHARS else f" (got {text})"
 

@@ -170,12 +170,14 @@ class EvalJobMessage(Message):
 
     @classmethod
     def salvage(cls, job_id: int, payload: bytes | str) -> EvalJobMessage:
-        """What identifies the job of a message that does not validate, "unknown" for what cannot be read."""
+        """What identifies the job of a message that does not validate, "unknown" for what cannot be read.
+
+        Its `message_type` is "invalid": it is not the same job as a valid message with these fields.
+        """
         document = lenient_document(payload)
         read = {name: document[name] for name in IDENTIFYING_FIELDS if _is_a_name(document.get(name))}
-        return cls.model_validate(
-            {"env_provider": "unknown", "benchmark_name": "unknown"} | read | {"job_id": job_id}
-        )
+        fixed = {"message_type": "invalid", "job_id": job_id}
+        return cls.model_validate({"env_provider": "unknown", "benchmark_name": "unknown"} | read | fixed)
 
     def to_json(self) -> bytes:
         """UTF-8 JSON without the known fields that are null; of unknown ones nothing is left out."""

@@ -53,7 +53,7 @@ async def held_rows(pool: asyncpg.Pool[asyncpg.Record], limit: int) -> list[Held
             queued_at=row["created"],
             reason=row["reason"] or NO_REASON,
             payload=_shown(row["payload"] or b"", is_longer=bool(row["is_longer"])),
-            job_id=row["job_id"],
+            job_id=row["job_id"] if (row["job_id"] or 0) >= 0 else None,
         )
         for row in rows
     ]
