@@ -14,6 +14,7 @@ from orchestrator.adapters.benchmarks.provider_config import (
     DEFAULT_EPISODES_PER_TASK,
     read_job_config,
     read_option,
+    shown,
 )
 from orchestrator.adapters.benchmarks.spaces import describe, to_wire
 from orchestrator.adapters.benchmarks.versions import versions_of
@@ -227,7 +228,8 @@ def _check_recipe(recipe: _Recipe) -> None:
         env = recipe.make()
     except Exception as error:  # a constructor with a job's arguments may raise anything
         raise UsageError(
-            f"{recipe.env_id} cannot be made with {dict(recipe.kwargs)}: {type(error).__name__}: {error}"
+            f"{recipe.env_id} cannot be made with {shown(dict(recipe.kwargs))}: "
+            f"{type(error).__name__}: {str(error)[:500]}"
         ) from error
     try:
         describe(env.observation_space)

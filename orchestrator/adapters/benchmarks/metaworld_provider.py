@@ -172,8 +172,8 @@ class MetaWorldProvider:
             UsageError: Meta-World is not installed, unknown benchmark or task, or unusable config.
         """
         metaworld = _metaworld()
-        task_ids = self._task_ids(benchmark_name, config)
         job_config = read_job_config(config, options=_OPTIONS)
+        task_ids = self._task_ids(benchmark_name, config)
         task_seed = read_option(config, "task_seed", int, DEFAULT_TASK_SEED, "an integer")
         if not 0 <= task_seed <= _MAX_TASK_SEED:
             raise UsageError(f"config.task_seed must be in 0..{_MAX_TASK_SEED}, got {task_seed}")

@@ -41,8 +41,11 @@ def read_option(config: Mapping[str, Any], name: str, kind: type, default: Any, 
     if value is None:
         return default
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
-        shown = repr(value)
-        raise UsageError(
-            f"config.{name} must be {words}, got {shown if len(shown) <= 80 else shown[:77] + '...'}"
-        )
+        raise UsageError(f"config.{name} must be {words}, got {shown(value)}")
     return value
+
+
+def shown(value: object, limit: int = 80) -> str:
+    """A value of a job for a message: it may be very long."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
