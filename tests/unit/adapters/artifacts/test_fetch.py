@@ -17,7 +17,8 @@ import pytest
 from orchestrator.adapters.artifacts.fetch import FetchLimits, fetch_archive
 from orchestrator.domain.errors import InfrastructureError, SubmissionError, UsageError
 from orchestrator.domain.messages import EvalJobMessage
-from tests.unit.adapters.artifacts.conftest import ArchiveServer, Resolver
+from tests.archive_server import ArchiveServer
+from tests.unit.adapters.artifacts.conftest import Resolver
 
 BODY = b"an archive, as far as fetching is concerned" * 100
 DIGEST = hashlib.sha256(BODY).hexdigest()
