@@ -37,13 +37,14 @@ from orchestrator.actors.submission_container import (
     PolicySource,
     SubmissionContainer,
 )
-from orchestrator.adapters.artifacts.fetch import FetchLimits, fetch_archive
+from orchestrator.adapters.artifacts.fetch import FetchLimits, check_reference, fetch_archive
 from orchestrator.adapters.policies.host_client import SubmissionHostClient
 from orchestrator.adapters.policies.websocket import WebSocketConnector
 from orchestrator.adapters.postgres.installation import Installation
 from orchestrator.adapters.postgres.patience import patient
 from orchestrator.adapters.postgres.pool import Database, open_pool
 from orchestrator.adapters.postgres.reconciliation import ReconciliationQueries
+from orchestrator.adapters.postgres.retention import Retention, RetentionRules
 from orchestrator.adapters.process.client_process import is_known_dead
 from orchestrator.domain.errors import InfrastructureError, UsageError
 from orchestrator.logging import bind_process, configure_logging, get_logger
@@ -69,6 +70,11 @@ def fingerprint(settings: Settings) -> str:
         digest.update(path.relative_to(package).as_posix().encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def retention_rules(settings: Settings) -> RetentionRules:
+    """What is kept of that which nobody consumes, as set."""
+    return RetentionRules(settings.retention_seconds, settings.retention_rows)
 
 
 @dataclass(frozen=True)
@@ -115,8 +121,8 @@ class ControlPlaneRecipe:
                 containers=self._containers(),
                 installation_id=self.installation.installation_id,
                 max_concurrent_jobs=self.settings.max_concurrent_jobs,
-                retention_seconds=self.settings.retention_seconds,
-                retention_rows=self.settings.retention_rows,
+                retention=Retention(pool),
+                retention_rules=retention_rules(self.settings),
                 unheld_result=store.failed_result,
                 client_is_dead=is_known_dead,
             )
@@ -200,7 +206,8 @@ class ControlPlaneRecipe:
         return RolloutCluster(plan, setup)
 
     def _policy(self, claim: Claim, store: JobStore, scratch: Path) -> PolicySource:
-        if _names_a_server(claim.job.message.artifact_url or ""):
+        message = claim.job.message
+        if _names_a_server(message.artifact_url or ""):
             return self._external_policy(claim)
         tools = ContainerTools(
             store=store,
@@ -212,20 +219,24 @@ class ControlPlaneRecipe:
             limits=self._limits(claim),
             start_up_timeout_seconds=self.settings.start_up_timeout_seconds,
         )
-        schemes = self.settings.archive_allowed_schemes + (("file",) if claim.job.local else ())
-        limits = FetchLimits(
-            self.settings.archive_max_bytes,
-            self.settings.archive_fetch_timeout_seconds,
-            schemes,
-            hosts=self.settings.archive_allowed_hosts or None,  # empty: any public host
-        )
+        limits = self._fetch_limits(claim)
+        if claim.epoch == 1:  # later there may be a container, which has the archive already
+            check_reference(message, limits)
 
         async def fetch() -> Archive:
             scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
             target = scratch / "archive"
-            return Archive(target, await fetch_archive(claim.job.message, target, limits))
+            return Archive(target, await fetch_archive(message, target, limits))
 
         return SubmissionContainer(tools, fetch)
+
+    def _fetch_limits(self, claim: Claim) -> FetchLimits:
+        return FetchLimits(
+            self.settings.archive_max_bytes,
+            self.settings.archive_fetch_timeout_seconds,
+            self.settings.archive_allowed_schemes + (("file",) if claim.job.local else ()),
+            hosts=self.settings.archive_allowed_hosts or None,  # empty: any public host
+        )
 
     def _external_policy(self, claim: Claim) -> PolicySource:
         if not claim.job.local:

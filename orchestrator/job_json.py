@@ -70,7 +70,8 @@ def held_json(row: HeldRow) -> dict[str, Any]:
         "queued_at": iso(row.queued_at),
         "held_at": iso(row.held_at),
         "reason": row.reason,
-        "payload": row.payload.decode("utf-8", "backslashreplace"),
+        "payload": row.payload,
+        "job_id": row.job_id,
     }
 
 

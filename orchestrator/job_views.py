@@ -23,7 +23,6 @@ from orchestrator.domain.reports import (
 from orchestrator.logging import escape_control_characters
 from orchestrator.presentation import NOTHING, STATUS_STYLES
 
-PAYLOAD_BYTES = 200
 PAYLOAD_COLUMNS = 40
 SUBMISSION_COLUMNS = 24
 LEAST_ROOM = 20
@@ -62,7 +61,7 @@ def held_table(rows: Sequence[HeldRow]) -> RenderableType:
             (
                 str(row.row_id),
                 moment(row.held_at),
-                _shortened(_line(_excerpt(row.payload)), PAYLOAD_COLUMNS),
+                _shortened(_line(row.payload), PAYLOAD_COLUMNS),
                 _line(row.reason),
             )
             for row in rows
@@ -255,7 +254,3 @@ def _line(text: str) -> Text:
 def _shortened(text: Text, columns: int) -> Text:
     text.truncate(columns, overflow="ellipsis")
     return text
-
-
-def _excerpt(payload: bytes) -> str:
-    return payload[:PAYLOAD_BYTES].decode("utf-8", "backslashreplace")

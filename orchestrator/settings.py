@@ -167,10 +167,11 @@ class Settings(BaseSettings):
     """Most episodes that the result sink commits in one transaction."""
 
     retention_seconds: Seconds = 7 * 86_400.0
-    """Age at which outgoing telemetry that nobody consumed is dropped; results never are."""
+    """Age at which telemetry and status updates that nobody consumed, and held rows of `add_job`, are
+    dropped; results never are."""
 
     retention_rows: Count = 1_000_000
-    """Rows that each outgoing telemetry queue keeps at most."""
+    """Rows that each of these queues keeps at most; the oldest are dropped."""
 
     @field_validator("archive_allowed_schemes", "archive_allowed_hosts", mode="before")
     @classmethod

@@ -30,7 +30,7 @@ from orchestrator.domain.errors import (
     SubmissionError,
     UsageError,
 )
-from orchestrator.domain.lifecycle import JobStatus
+from orchestrator.domain.lifecycle import TIME_IS_OVER, JobStatus
 from orchestrator.domain.messages import EvalResultMessage
 from orchestrator.domain.results import build_result
 from orchestrator.ports import (
@@ -275,7 +275,7 @@ def _ended_by(lease: RenewedLease) -> OrchestratorError | None:
     if lease.cancel_requested:
         return CancelRequested(lease.cancel_reason or "cancelled on request")
     if lease.deadline_seconds_left is not None and lease.deadline_seconds_left <= 0:
-        return DeadlinePassed("the job's time is over")
+        return DeadlinePassed(TIME_IS_OVER)
     return None
 
 
@@ -404,7 +404,11 @@ class Evaluation:
     async def remove_container(self) -> None:
         """Remove what is ours still; a container that could not be removed is the reconciler's."""
         try:
-            await self._policy.remove(self._claim)
+            policy = self._policy
+        except (SubmissionError, UsageError):
+            return  # refused before there could be a container
+        try:
+            await policy.remove(self._claim)
         except Fenced:
             raise
         except Exception as error:  # noqa: BLE001 - the verdict that was reached counts more

@@ -15,6 +15,7 @@ import structlog
 from orchestrator.adapters.postgres.client_leases import CLIENT_GONE
 from orchestrator.adapters.postgres.job_store import PostgresJobStore
 from orchestrator.adapters.postgres.reconciliation import Overdue, ReconciliationQueries
+from orchestrator.adapters.postgres.retention import Retention, RetentionRules
 from orchestrator.domain.errors import OrchestratorError
 from orchestrator.domain.lifecycle import JobStatus
 from orchestrator.ports import ClaimRefusal, Containers, OwnedContainer, UnheldResultBuilder
@@ -31,6 +32,9 @@ CLOSE_SECONDS = 5.0
 SUPERVISOR_GRACE_SECONDS = 90.0
 # A lease that lapsed while Postgres was away is no silence yet: its client gets this long to come back, too.
 CLIENT_GRACE_SECONDS = 10.0
+
+PRUNE_EVERY_SECONDS = 60.0
+PRUNE_SECONDS = 20.0
 
 # Removals block threads, which calls to Ray need too.
 REMOVALS_AT_ONCE = 3
@@ -62,6 +66,21 @@ class Supervisors(Protocol):
         ...
 
 
+@dataclass
+class _Pace:
+    """Lets something happen at most once in so many seconds, and at once for the first time."""
+
+    seconds: float
+    last_at: float | None = None
+
+    def is_due(self) -> bool:
+        now = time.monotonic()
+        if self.last_at is not None and now - self.last_at < self.seconds:
+            return False
+        self.last_at = now
+        return True
+
+
 @dataclass(frozen=True)
 class Reconciler:
     """One round is `reconcile`. A failing step keeps no other from running, a failing item no other item.
@@ -76,12 +95,13 @@ class Reconciler:
     containers: Containers
     installation_id: UUID
     max_concurrent_jobs: int
-    retention_seconds: float
-    retention_rows: int
+    retention: Retention
+    retention_rules: RetentionRules
     unheld_result: UnheldResultBuilder
     client_is_dead: Callable[[str], bool] = lambda _: False
     client_grace_seconds: float = CLIENT_GRACE_SECONDS
     patience_seconds: float = PATIENCE_SECONDS
+    _prune_pace: _Pace = field(default_factory=lambda: _Pace(PRUNE_EVERY_SECONDS), init=False, repr=False)
     _slow: dict[tuple[str, int | UUID], asyncio.Task[None]] = field(
         default_factory=dict, init=False, repr=False
     )
@@ -165,12 +185,12 @@ class Reconciler:
         await self._beside("remove_container", owned, lambda key: self._remove_unless_claimed(owned[key]))
 
     async def prune(self) -> None:
-        """Bound what nobody consumes."""
-        pruned = await self.queries.prune(
-            age_seconds=self.retention_seconds, rows_per_queue=self.retention_rows
-        )
-        if pruned:
-            log.info("queue_rows_pruned", rows=pruned)
+        """Bound what nobody consumes, every now and then: it looks through whole queues."""
+        if not self._prune_pace.is_due():
+            return
+        pruned = await self.retention.prune(self.retention_rules, patience_seconds=PRUNE_SECONDS)
+        if any(pruned.values()):
+            log.info("rows_pruned", **{what.value: rows for what, rows in pruned.items() if rows})
 
     # ---------------------------------------------------------------------------------------- items
 

@@ -6,7 +6,7 @@ import sys
 
 import typer
 
-from orchestrator.cli import evaluation, job_outputs, jobs, replay, service, settings
+from orchestrator.cli import evaluation, job_outputs, jobs, maintenance, replay, service, settings
 from orchestrator.cli.usage import run_app
 from orchestrator.ray_environment import prepare_ray_environment
 
@@ -24,6 +24,7 @@ app.add_typer(jobs.commands)
 app.add_typer(job_outputs.commands)
 app.add_typer(settings.commands)
 app.add_typer(replay.commands)
+app.add_typer(maintenance.commands)
 app.add_typer(service.database_commands, name="db")
 
 

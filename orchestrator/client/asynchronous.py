@@ -8,7 +8,7 @@ from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 from orchestrator.adapters.postgres.client_leases import CLIENT_GONE, followed_jobs
-from orchestrator.adapters.postgres.held_rows import put_back
+from orchestrator.adapters.postgres.held_rows import requeue_held_row
 from orchestrator.adapters.postgres.job_store import JobClient
 from orchestrator.adapters.process.client_process import is_known_dead, this_process
 from orchestrator.client.job_messages import make_message, new_job_id, retry_message
@@ -103,7 +103,7 @@ class AsyncClient(ReadingClient):
         Raises:
             UsageError: there is no held row of this id.
         """
-        if not await self._ask(lambda now: put_back(now.pool, row_id)):
+        if not await self._ask(lambda now: requeue_held_row(now.pool, row_id)):
             raise UsageError(f"no held queue row has the id {row_id}: `orchestrator jobs --held` lists them")
 
     # ------------------------------------------------------------------------------------ cancelling

@@ -145,13 +145,17 @@ class JobFilter:
 
 @dataclass(frozen=True, slots=True)
 class HeldRow:
-    """An `add_job` queue row that was set aside, for it can never become a job as it is."""
+    """An `add_job` queue row that was set aside, for it can never become a job as it is.
+
+    `payload` is its beginning as a terminal can show it, `job_id` what it names.
+    """
 
     row_id: int
     queued_at: datetime
     held_at: datetime
     reason: str
-    payload: bytes = field(repr=False)
+    payload: str
+    job_id: int | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from orchestrator.actors.submission_container import ExternalPolicy, SubmissionC
 from orchestrator.adapters.postgres.installation import Installation
 from orchestrator.adapters.postgres.pool import Database
 from orchestrator.app import ControlPlaneRecipe
-from orchestrator.domain.errors import UsageError
+from orchestrator.domain.errors import SubmissionError, UsageError
 from orchestrator.ports import Claim
 from orchestrator.settings import Settings
 from tests.job_fixtures import a_job
@@ -74,10 +74,15 @@ def test_a_job_from_elsewhere_may_name_no_address(tmp_path: Path, url: str) -> N
         a_recipe(tmp_path)._policy(claim_of(url, local=False), None, tmp_path)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("url", ["https://example.org/a.tar.gz", "https://[::1", "nonsense", ""])
-def test_every_other_url_is_left_to_whoever_fetches_it(tmp_path: Path, url: str) -> None:
+@pytest.mark.parametrize("url", ["https://[::1", "nonsense", ""])
+def test_a_url_that_can_never_be_fetched_is_refused_at_once(tmp_path: Path, url: str) -> None:
+    with pytest.raises(SubmissionError, match="malformed"):
+        a_recipe(tmp_path)._policy(claim_of(url), None, tmp_path)  # type: ignore[arg-type]
+
+
+def test_every_other_url_is_left_to_whoever_fetches_it(tmp_path: Path) -> None:
     recipe = a_recipe(tmp_path)
 
-    policy = recipe._policy(claim_of(url), None, tmp_path)  # type: ignore[arg-type]
+    policy = recipe._policy(claim_of("https://example.org/a.tar.gz"), None, tmp_path)  # type: ignore[arg-type]
 
     assert isinstance(policy, SubmissionContainer)

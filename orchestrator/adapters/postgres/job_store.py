@@ -14,7 +14,7 @@ from orchestrator.adapters.postgres import ledger as ledger_sql
 from orchestrator.adapters.postgres.fence import Connection, check_epoch, exclusively, only_row, storable
 from orchestrator.adapters.postgres.job_events import record_event
 from orchestrator.adapters.postgres.queue import enqueue_job, enqueue_message
-from orchestrator.domain.errors import Fenced, InfrastructureError, JobIdTaken
+from orchestrator.domain.errors import Fenced, InfrastructureError, JobIdTaken, UsageError
 from orchestrator.domain.lifecycle import JobStatus, check_transition
 from orchestrator.domain.messages import (
     QUEUE_RESULT,
@@ -134,21 +134,30 @@ class PostgresJobStore:
             raise JobIdTaken(message.job_id)
 
     async def insert_invalid(self, job_id: int, payload: bytes, reason: str) -> bool:
-        """A job whose message does not validate, FAILED at once; False where the id is taken."""
-        message = EvalJobMessage.model_construct(
-            job_id=job_id, env_provider="unknown", benchmark_name="unknown", config={}
-        )
+        """A job whose message does not validate, FAILED at once; False where this very one is there.
+
+        Raises:
+            UsageError: another job has this id.
+        """
+        message = EvalJobMessage.salvage(job_id, payload)
         async with exclusively(self.pool, job_id) as connection:
             inserted = await connection.fetchval(
                 """INSERT INTO jobs (job_id, message, status, detail)
                    VALUES ($1, $2::json, 'QUEUED', 'invalid') ON CONFLICT DO NOTHING RETURNING job_id""",
                 job_id,
-                message.model_dump_json(),
+                message.to_json().decode(),
             )
             if inserted is None:
+                await self._check_same_refusal(connection, message, reason)
                 return False
             await self._finish_row(connection, job_id, JobStatus.FAILED, reason, self.failed_result)
         return True
+
+    async def _check_same_refusal(self, connection: Connection, message: EvalJobMessage, reason: str) -> None:
+        error = await connection.fetchval("SELECT error FROM jobs WHERE job_id = $1", message.job_id)
+        if error != storable(reason):
+            raise UsageError(f"job {message.job_id} exists with other content; and {reason}")
+        await self._check_same_content(connection, message)
 
     # --------------------------------------------------------------------------------------- reading
 

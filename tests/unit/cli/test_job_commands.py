@@ -38,7 +38,16 @@ async def several(pool: Pool) -> None:
 
 async def held(pool: Pool) -> None:
     await Queries.from_asyncpg_pool(pool).enqueue("add_job", b'{"job": 5}')
-    await pool.execute("UPDATE pgqueuer SET status = 'failed' WHERE convert_from(payload, 'UTF8') ~ 'job\":'")
+    row = await pool.fetchrow(
+        "UPDATE pgqueuer SET status = 'failed' WHERE convert_from(payload, 'UTF8') ~ 'job\":' RETURNING id"
+    )
+    reason = "job_id: Field required; env_provider: Field required; benchmark_name: Field required"
+    await pool.execute(
+        """INSERT INTO pgqueuer_log (job_id, status, priority, entrypoint, traceback)
+           VALUES ($1, 'failed', 0, 'add_job', json_build_object('exception_message', $2::text)::jsonb)""",
+        row["id"],
+        reason,
+    )
 
 
 def test_jobs_lists_what_there_is(orchestrator: CommandLine) -> None:

@@ -5,8 +5,8 @@ from datetime import UTC, datetime
 import pytest
 
 from orchestrator.domain.errors import InvalidJob
+from orchestrator.domain.job_documents import MAX_JOB_ID
 from orchestrator.domain.messages import (
-    MAX_JOB_ID,
     EpisodeDataMessage,
     EpisodeStepDataMessage,
     EvalJobMessage,

@@ -17,7 +17,8 @@ import pytest
 from orchestrator.adapters.artifacts.fetch import FetchLimits, fetch_archive
 from orchestrator.domain.errors import InfrastructureError, SubmissionError, UsageError
 from orchestrator.domain.messages import EvalJobMessage
-from tests.unit.adapters.artifacts.conftest import ArchiveServer, Resolver
+from tests.archive_server import ArchiveServer
+from tests.unit.adapters.artifacts.conftest import Resolver
 
 BODY = b"an archive, as far as fetching is concerned" * 100
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -387,7 +388,7 @@ async def test_a_host_that_cannot_be_reached_is_worth_another_try(
 
 
 async def test_a_job_without_an_archive_is_refused(limits: FetchLimits, refused: Callable[..., Any]) -> None:
-    assert "`artifact_url` is missing" in await refused(job(None), limits)
+    assert "artifact_url is missing" in await refused(job(None), limits)
 
 
 async def test_an_expired_url_is_not_dialled(
@@ -397,7 +398,7 @@ async def test_an_expired_url_is_not_dialled(
 
     text = await refused(job(server.answer("/a", BODY), artifact_expires_at=expired), limits)
 
-    assert text == f"the archive's URL expired at {expired:%Y-%m-%d %H:%M:%S} UTC"
+    assert text.startswith(f"the archive's URL expired at {expired:%Y-%m-%d %H:%M:%S} UTC")
     assert server.connections == 0
 
 
