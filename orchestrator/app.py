@@ -23,7 +23,6 @@ import psutil
 import ray
 
 from orchestrator.actors.control_plane import RaySupervisors, sink_name
-from orchestrator.actors.episode_runner import EpisodeLimits
 from orchestrator.actors.job_supervision import Cluster, JobSupervision, SupervisionParts
 from orchestrator.actors.queue_consumer import QueueConsumer
 from orchestrator.actors.reconciler import Reconciler
@@ -47,8 +46,9 @@ from orchestrator.adapters.postgres.reconciliation import ReconciliationQueries
 from orchestrator.adapters.postgres.retention import Retention, RetentionRules
 from orchestrator.adapters.process.client_process import is_known_dead
 from orchestrator.domain.errors import InfrastructureError, UsageError
+from orchestrator.limits import container_limits, episode_limits
 from orchestrator.logging import bind_process, configure_logging, get_logger
-from orchestrator.ports import Claim, ContainerLimits, Containers, Endpoint, JobStore, PolicyConnector
+from orchestrator.ports import Claim, Containers, Endpoint, JobStore, PolicyConnector
 from orchestrator.settings import Settings
 from orchestrator.stores import (
     CONSUMER_APPLICATION,
@@ -184,17 +184,10 @@ class ControlPlaneRecipe:
             node_resource=f"node:{ray.util.get_node_ip_address()}",
             cluster_grows=self.cluster_grows,
         )
-        limits = EpisodeLimits(
-            step_timeout_seconds=config.step_timeout_seconds or settings.step_timeout_seconds,
-            episode_timeout_seconds=config.episode_timeout_seconds or settings.episode_timeout_seconds,
-            reset_timeout_seconds=settings.reset_timeout_seconds,
-            max_steps=config.max_episode_steps,
-            action_horizon=config.action_horizon,
-        )
         setup = WorkerSetup(
             job=job,
             connector=WebSocketConnector("", 0),
-            limits=limits,
+            limits=episode_limits(job, settings),
             # By its name alone: workers are given nothing of the recipe, which holds secrets.
             find_sink=partial(ray.get_actor, sink_name(self.generation), self.namespace),
             step_log_interval=config.step_log_interval or settings.step_log_interval,
@@ -212,11 +205,13 @@ class ControlPlaneRecipe:
         tools = ContainerTools(
             store=store,
             containers=self._containers(),
-            host_client=lambda endpoint, key: SubmissionHostClient(endpoint, key),
+            host_client=lambda endpoint, key: SubmissionHostClient(
+                endpoint, key, environment_timeout_seconds=self.settings.environment_timeout_seconds
+            ),
             connector=_connector,
             session_key=self.installation.session_key,
             installation_id=self.installation.installation_id,
-            limits=self._limits(claim),
+            limits=container_limits(claim.job.message, self.settings),
             start_up_timeout_seconds=self.settings.start_up_timeout_seconds,
         )
         limits = self._fetch_limits(claim)
@@ -244,14 +239,6 @@ class ControlPlaneRecipe:
             raise UsageError("only jobs of the local command line may name a policy server by its address")
         host, port = _server_address(claim.job.message.artifact_url or "")
         return ExternalPolicy(WebSocketConnector(host, port), self.settings.connect_timeout_seconds)
-
-    def _limits(self, claim: Claim) -> ContainerLimits:
-        allowed, asked = self.settings.container_memory_bytes, claim.job.message.resources.memory_bytes
-        return ContainerLimits(
-            memory_bytes=min(allowed, asked) if allowed and asked else allowed or asked,
-            disk_bytes=self.settings.container_disk_bytes,
-            log_bytes=self.settings.container_log_bytes,
-        )
 
 
 async def remove_containers(settings: Settings, installation: Installation) -> None:

@@ -99,7 +99,8 @@ def _artifact(submission: str, archives: Path) -> dict[str, Any]:
         return {"artifact_url": f"{EXTERNAL_SCHEME}://{submission}"}
     else:
         raise UsageError(
-            f"{submission!r} is no submission: give a directory with agent.py, a .tar.gz, or HOST:PORT"
+            f"{submission!r} is no submission: give a directory with agent.py or main.py, a .tar.gz, "
+            "or HOST:PORT"
         )
     return _file_artifact(packed)
 

@@ -100,6 +100,9 @@ class Settings(BaseSettings):
     start_up_timeout_seconds: Seconds = 120.0
     """Time for a container to take its archive and for its policy to answer."""
 
+    environment_timeout_seconds: Seconds = 600.0
+    """Time to make the environment of a submission that has a requirements.txt, besides start-up time."""
+
     connect_timeout_seconds: Seconds = 10.0
     """Time to open one connection to a policy, handshake included."""
 
@@ -130,6 +133,16 @@ class Settings(BaseSettings):
     archive_allowed_hosts: Annotated[tuple[_HostEntry, ...], NoDecode] = ()
     """Hosts (for object stores: buckets) that archives may come from, comma-separated, `.example.org` for all
     names below it; by default every public one."""
+
+    environments_kept: Count = 10
+    """Environments of submissions that are kept on a machine; those used longest ago are removed first."""
+
+    environments_max_bytes: Bytes = 20 * 2**30
+    """Disk that all environments of submissions on a machine may take together."""
+
+    requirements_from_index: bool = True
+    """Whether a submission's requirements may come from a package index, as pip is set up here; otherwise
+    only from the wheels in its archive."""
 
     container_memory_bytes: Annotated[int, Field(ge=16 * 2**20)] | None = None
     """Memory that a submission may use, unless the job asks for less."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import asyncpg
@@ -12,11 +14,14 @@ from orchestrator.adapters.postgres.ledger import PostgresLedger
 from orchestrator.adapters.postgres.queue import TelemetryRows
 from orchestrator.adapters.postgres.server_files import default_data_dir
 from orchestrator.adapters.process.containers import ProcessContainers
+from orchestrator.adapters.process.launch import submission_host_command
+from orchestrator.adapters.process.pip_settings import pip_settings
 from orchestrator.domain.episodes import EpisodeOutcome
 from orchestrator.domain.messages import EvalResultMessage
 from orchestrator.domain.results import build_result
 from orchestrator.ports import Containers, Job
 from orchestrator.settings import Settings
+from orchestrator.submission.preparation import EnvironmentOptions
 
 CONSUMER_APPLICATION = "orchestrator consumer"
 EXTERNAL_SCHEME = "ws"
@@ -66,5 +71,21 @@ def ledger(pool: asyncpg.Pool[asyncpg.Record], settings: Settings) -> PostgresLe
 
 
 def submission_containers(settings: Settings, watch_pid: int | None = None) -> Containers:
-    """Where submissions run, as set; on this machine they end with the process `watch_pid`."""
-    return ProcessContainers(data_directory(settings) / "containers", watch_pid=watch_pid)
+    """Where submissions run, as set; on this machine they end with the process `watch_pid`.
+
+    Those of this machine share the environments that are kept there.
+    """
+    data = data_directory(settings)
+    environments = EnvironmentOptions(
+        store=data / "environments",
+        timeout_seconds=settings.environment_timeout_seconds,
+        keep=settings.environments_kept,
+        max_bytes=settings.environments_max_bytes,
+        from_index=settings.requirements_from_index,
+    )
+    return ProcessContainers(
+        data / "containers",
+        watch_pid=watch_pid,
+        command=partial(submission_host_command, environments=environments),
+        pip_settings=pip_settings(os.environ) if settings.requirements_from_index else None,
+    )

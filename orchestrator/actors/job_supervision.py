@@ -346,7 +346,7 @@ class Evaluation:
         if not missing:
             return
         await self._say("starts the submission")
-        connector = await policy.start(self._claim)
+        connector = await policy.start(self._claim, self._say)
         # Not a TaskGroup: the first error decides as it is, and the others end with the workers.
         await asyncio.gather(
             *(self._cluster.prepare(index, connector) for index in range(self._cluster.size))

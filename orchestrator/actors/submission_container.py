@@ -35,7 +35,13 @@ EXPIRY_GRACE_SECONDS = 600.0
 # A connection is often lost a moment before the process's end can be read.
 END_OF_PROCESS_SECONDS = 3.0
 LOG_TAIL_BYTES = 16 * 1024
+# Each change of a job's detail is a message for the validator.
+PROGRESS_SECONDS = 5.0
 ADOPTION_SECONDS = 10.0
+
+
+Say = Callable[[str], Awaitable[None]]
+"""Takes words on what goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +55,7 @@ class Archive:
 class PolicySource(Protocol):
     """Where the policy of a job is to be had."""
 
-    async def start(self, claim: Claim) -> PolicyConnector: ...
+    async def start(self, claim: Claim, say: Say | None = None) -> PolicyConnector: ...
 
     async def replace(self, claim: Claim) -> PolicyConnector: ...
 
@@ -83,8 +89,10 @@ class SubmissionContainer:
     _record: ContainerRecord | None = field(default=None, init=False)
     _archive: Archive | None = field(default=None, init=False)
 
-    async def start(self, claim: Claim) -> PolicyConnector:
+    async def start(self, claim: Claim, say: Say | None = None) -> PolicyConnector:
         """A connector to a policy that answers: in the container of an earlier epoch, or in a new one.
+
+        `say` hears of it while the submission's environment is made, which may take long.
 
         Raises:
             SubmissionError: the archive or the policy cannot be used, with the reason and the log's tail.
@@ -97,7 +105,7 @@ class SubmissionContainer:
             if connector is not None:
                 return connector
             await self.remove(claim)
-        return await self._create(claim)
+        return await self._create(claim, say)
 
     async def _adopt(self, record: ContainerRecord) -> PolicyConnector | None:
         """A connector to the container, if its policy answers: it has the archive already, and needs none."""
@@ -122,12 +130,7 @@ class SubmissionContainer:
         """How the container stands, given a moment for an end that is about to show."""
         if self._record is None or self._record.handle is None:
             return Evidence(False, "there is no container", Verdict.INFRASTRUCTURE)
-        until = time.monotonic() + END_OF_PROCESS_SECONDS
-        while True:
-            evidence = await self.tools.containers.evidence(self._record.handle)
-            if not evidence.running or time.monotonic() > until:
-                return evidence
-            await asyncio.sleep(0.05)
+        return await settled_evidence(self.tools.containers, self._record.handle)
 
     async def logs(self) -> str:
         """The end of what the submission printed."""
@@ -150,7 +153,7 @@ class SubmissionContainer:
             await self.tools.containers.remove(record.handle)
         await self.tools.store.forget_container(record.container_id)
 
-    async def _create(self, claim: Claim) -> PolicyConnector:
+    async def _create(self, claim: Claim, say: Say | None = None) -> PolicyConnector:
         if self._archive is None:
             self._archive = await self.fetch_archive()
         attempt = await self.tools.store.last_attempt(claim.job.job_id) + 1
@@ -172,28 +175,79 @@ class SubmissionContainer:
         record = ContainerRecord(record.container_id, record.job_id, attempt, handle)
         self._record = record
         await self.tools.store.set_container_handle(claim, record.container_id, handle)
-        return await self._await_policy(record)
+        return await self._await_policy(record, say)
 
-    async def _await_policy(self, record: ContainerRecord) -> PolicyConnector:
+    async def _await_policy(self, record: ContainerRecord, say: Say | None) -> PolicyConnector:
         assert record.handle is not None
-        key = self.tools.session_key(record.container_id)
-        until = time.monotonic() + self.tools.start_up_timeout_seconds
-        endpoint = await self.tools.containers.wait_ready(record.handle, self.tools.start_up_timeout_seconds)
         assert self._archive is not None
-        try:
-            await self.tools.host_client(endpoint, key).push_archive(
-                self._archive.path, self._archive.sha256, max(0.1, until - time.monotonic())
-            )
-        except SubmissionError as error:
-            raise SubmissionError(error.reason, error.log_tail or await self.logs()) from error
-        except InfrastructureError as error:
-            # The host is part of the container: what ended it decides whose fault this was.
-            evidence = await self.evidence()
-            if evidence.verdict is Verdict.SUBMISSION:
-                reason = f"the submission ended before it answered: {evidence.reason}"
-                raise SubmissionError(reason, await self.logs()) from error
-            raise
+        key = self.tools.session_key(record.container_id)
+        endpoint = await hand_over(
+            self.tools.containers,
+            record.handle,
+            lambda endpoint: self.tools.host_client(endpoint, key),
+            self._archive,
+            self.tools.start_up_timeout_seconds,
+            None if say is None else _now_and_then(say),
+        )
         return self.tools.connector(endpoint, key)
+
+
+def _now_and_then(say: Say) -> Say:
+    """Passes on the first of what it hears, and then at most one thing in `PROGRESS_SECONDS`."""
+    said_at = float("-inf")
+
+    async def tell(what: str) -> None:
+        nonlocal said_at
+        now = time.monotonic()
+        if not what or now - said_at >= PROGRESS_SECONDS:
+            said_at = now
+            await say(f"makes the submission's environment: {what}" if what else "starts the submission")
+
+    return tell
+
+
+async def hand_over(
+    containers: Containers,
+    handle: str,
+    host_client: Callable[[Endpoint], HostClient],
+    archive: Archive,
+    timeout_seconds: float,
+    tell: Say | None = None,
+) -> Endpoint:
+    """Give a fresh container its archive; where the policy answers, once it does.
+
+    `tell` hears what goes on while the submission's environment is made, and "" when that is done.
+
+    Raises:
+        SubmissionError: archive or policy cannot be used, or ended the container; with the log's tail.
+        InfrastructureError: the container did not come up through no fault of the submission.
+    """
+    until = time.monotonic() + timeout_seconds
+    endpoint = await containers.wait_ready(handle, timeout_seconds)
+    try:
+        left = max(0.1, until - time.monotonic())
+        await host_client(endpoint).push_archive(archive.path, archive.sha256, left, tell)
+    except SubmissionError as error:
+        tail = error.log_tail or await containers.logs(handle, LOG_TAIL_BYTES)
+        raise SubmissionError(error.reason, tail) from error
+    except InfrastructureError as error:
+        # The host is part of the container: what ended it decides whose fault this was.
+        evidence = await settled_evidence(containers, handle)
+        if evidence.verdict is Verdict.SUBMISSION:
+            reason = f"the submission ended before it answered: {evidence.reason}"
+            raise SubmissionError(reason, await containers.logs(handle, LOG_TAIL_BYTES)) from error
+        raise
+    return endpoint
+
+
+async def settled_evidence(containers: Containers, handle: str) -> Evidence:
+    """How the container stands, given a moment for an end that is about to show."""
+    until = time.monotonic() + END_OF_PROCESS_SECONDS
+    while True:
+        evidence = await containers.evidence(handle)
+        if not evidence.running or time.monotonic() > until:
+            return evidence
+        await asyncio.sleep(0.05)
 
 
 @dataclass
@@ -203,7 +257,7 @@ class ExternalPolicy:
     connector: PolicyConnector
     connect_timeout_seconds: float
 
-    async def start(self, claim: Claim) -> PolicyConnector:
+    async def start(self, claim: Claim, say: Say | None = None) -> PolicyConnector:
         """The connector, after one connection was made with it.
 
         Raises:

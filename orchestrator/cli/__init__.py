@@ -6,7 +6,17 @@ import sys
 
 import typer
 
-from orchestrator.cli import evaluation, job_outputs, jobs, maintenance, replay, service, settings
+from orchestrator.cli import (
+    evaluation,
+    job_outputs,
+    jobs,
+    maintenance,
+    packing,
+    replay,
+    service,
+    settings,
+    submissions,
+)
 from orchestrator.cli.usage import run_app
 from orchestrator.ray_environment import prepare_ray_environment
 
@@ -26,6 +36,8 @@ app.add_typer(settings.commands)
 app.add_typer(replay.commands)
 app.add_typer(maintenance.commands)
 app.add_typer(service.database_commands, name="db")
+submissions.commands.add_typer(packing.commands)
+app.add_typer(submissions.commands, name="submission")
 
 
 def main() -> None:

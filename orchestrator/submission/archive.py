@@ -22,6 +22,9 @@ ZIP_ENTRY_BYTES = 320
 MIN_ZIP_READ_BYTES = 2 * 2**20
 TAR_BLOCK = 512
 IGNORED_AT_TOP = ("__MACOSX", ".DS_Store", "pax_global_header")
+AGENT_FILE = "agent.py"  # defines a class Agent
+SERVER_FILE = "main.py"  # serves the policy protocol itself
+ENTRY_POINTS = (AGENT_FILE, SERVER_FILE)  # of both, the first counts
 
 
 class ArchiveRefused(Exception):
@@ -41,7 +44,7 @@ class ArchiveLimits:
 
 
 def unpack(archive: Path, destination: Path, limits: ArchiveLimits | None = None) -> Path:
-    """The directory that holds `agent.py`: `destination`, or the only directory at its top.
+    """The directory with `agent.py` or `main.py`: `destination`, or the only directory at its top.
 
     `destination` must not exist; on a refusal it is gone again. Owners, times and special bits of the
     archive are not kept, only whether a file is executable.
@@ -56,7 +59,7 @@ def unpack(archive: Path, destination: Path, limits: ArchiveLimits | None = None
         writer = _Writer(destination, archive.stat().st_size, limits)
         with archive.open("rb") as stream:
             _unpack_stream(stream, writer)
-        return _agent_directory(destination)
+        return _submission_directory(destination)
     except ArchiveRefused:
         shutil.rmtree(destination, ignore_errors=True)
         raise
@@ -303,13 +306,17 @@ def _unpack_zip_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, writer
         writer.file(member.filename, stream, member.file_size, bool(mode & 0o100))
 
 
-# ----------------------------------------------------------------------------------------- the agent
+# ------------------------------------------------------------------------------------ the submission
 
 
-def _agent_directory(root: Path) -> Path:
-    if (root / "agent.py").is_file():
+def _submission_directory(root: Path) -> Path:
+    if _is_submission(root):
         return root
     top = [path for path in root.iterdir() if path.name not in IGNORED_AT_TOP and path.name[:2] != "._"]
-    if len(top) == 1 and (top[0] / "agent.py").is_file():
+    if len(top) == 1 and _is_submission(top[0]):
         return top[0]
-    raise ArchiveRefused("no agent.py at the top of the archive or in its only directory")
+    raise ArchiveRefused("no agent.py or main.py at the top of the archive or in its only directory")
+
+
+def _is_submission(directory: Path) -> bool:
+    return any((directory / name).is_file() for name in ENTRY_POINTS)

@@ -58,17 +58,21 @@ class ByteStream:
 
     def receive_into(self, buffer: memoryview, deadline: Deadline) -> int:
         """How many bytes came; at least one."""
+        count = self.receive_some(buffer, deadline)
+        if count == 0:
+            raise ConnectionLost("the peer closed the connection")
+        return count
+
+    def receive_some(self, buffer: memoryview, deadline: Deadline) -> int:
+        """How many bytes came; none when the peer sends no more."""
         while True:
             _wait(self._readable, deadline)
             try:
-                count = self._socket.recv_into(buffer)
+                return self._socket.recv_into(buffer)
             except BlockingIOError:
                 continue
             except OSError as error:
                 raise ConnectionLost(f"the connection broke: {error}") from None
-            if count == 0:
-                raise ConnectionLost("the peer closed the connection")
-            return count
 
     def receive_exactly(self, count: int, deadline: Deadline) -> bytes:
         """`count` bytes; the caller has capped it. Never reads beyond them."""
@@ -101,6 +105,13 @@ class ByteStream:
         if hasattr(socket, "TCP_KEEPIDLE"):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_seconds)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(idle_seconds // 4, 1))
+
+    def finish_sending(self) -> None:
+        """Tell the peer that nothing more comes; it may still send."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise ConnectionLost(f"the connection broke: {error}") from None
 
     def abort(self) -> None:
         """Make every call on this stream end now; safe from another thread."""

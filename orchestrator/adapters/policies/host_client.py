@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,7 +28,18 @@ LONGEST_PAUSE_SECONDS = 0.5
 REQUEST_SECONDS = 10.0
 CHUNK_BYTES = 256 * 1024
 
+# The host itself ends a preparation that takes too long, and says more of it.
+PREPARATION_GRACE_SECONDS = 15.0
+
 T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """How the host says that it stands; `where` the submission stands until it serves, if it is told."""
+
+    state: HostState
+    where: str = ""
 
 
 @dataclass(frozen=True)
@@ -43,9 +54,19 @@ class SubmissionHostClient(HostClient):
     endpoint: Endpoint
     session_key: bytes = field(repr=False)
     grace_seconds: float = 5.0
+    environment_timeout_seconds: float = 600.0
 
-    async def push_archive(self, archive: Path, sha256: str, timeout_seconds: float) -> None:
+    async def push_archive(
+        self,
+        archive: Path,
+        sha256: str,
+        timeout_seconds: float,
+        tell: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
         """Returns when the policy answers; pushing again to a host that has the archive only waits.
+
+        While the host makes the submission's environment, `timeout_seconds` stands still, and `tell` hears
+        what goes on, and "" when that is done.
 
         Raises:
             SubmissionError: the archive was refused, or the policy did not load (with its traceback), also
@@ -53,49 +74,80 @@ class SubmissionHostClient(HostClient):
             InfrastructureError: the host was lost, did not prove the session key, or was late before it held
                 the archive.
         """
-        deadline = time.monotonic() + timeout_seconds
+        start_up = _StartUp(timeout_seconds, self.environment_timeout_seconds)
         pause = FIRST_PAUSE_SECONDS
         answered_at = time.monotonic()
+        last = _Answer(HostState.WAITING)
+        told = ""
         held = False
         while True:
             try:
-                step = partial(self._advance, archive, sha256, held, deadline)
-                state = await _in_thread(step)
+                step = partial(self._advance, archive, sha256, held, start_up.deadline)
+                last = await _in_thread(step)
                 answered_at = time.monotonic()
             except ConnectionLost as error:
-                if time.monotonic() >= min(deadline, answered_at + self.grace_seconds):
+                if time.monotonic() >= min(start_up.deadline, answered_at + self.grace_seconds):
                     raise InfrastructureError(f"the submission host was lost: {error}") from error
-                state = HostState.LOADING if held else HostState.WAITING
             except TimeoutError:
                 answered_at = time.monotonic()
-                state = HostState.LOADING if held else HostState.WAITING
             except (WireError, HandshakeFailed) as error:
                 raise InfrastructureError(f"the submission host misbehaved: {error}") from error
-            if state is HostState.SERVING:
+            if last.state is HostState.SERVING:
                 return
-            held = held or state is HostState.LOADING
-            if time.monotonic() >= deadline:
-                if held:
-                    raise SubmissionError("the policy did not load in time")
-                raise InfrastructureError("the submission host did not take the archive in time")
-            await asyncio.sleep(min(pause, max(deadline - time.monotonic(), 0)))
+            held = held or last.state in (HostState.PREPARING, HostState.LOADING)
+            start_up.note(last.state)
+            doing = last.where if last.state is HostState.PREPARING else ""
+            if tell is not None and doing != told:
+                await tell(told := doing)
+                start_up.note(last.state)  # again: that this took its time is no fault of the submission
+            if time.monotonic() >= start_up.deadline:
+                raise _lateness(held, start_up.allowed_seconds, last.where)
+            await asyncio.sleep(min(pause, max(start_up.deadline - time.monotonic(), 0)))
             pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
 
-    def _advance(self, archive: Path, sha256: str, held: bool, deadline: float, call: _Call) -> HostState:
+    def _advance(self, archive: Path, sha256: str, held: bool, deadline: float, call: _Call) -> _Answer:
         """One connection: push unless the host holds the archive, else ask how it stands."""
         soon = min(deadline, time.monotonic() + REQUEST_SECONDS)
         stream = call.connect(self.endpoint, soon)
         prove_as_client(stream, self.session_key, soon)
         if held:
-            return _read_state(_ask(stream, {"op": "status"}, soon))
+            return _read(_ask(stream, {"op": "status"}, soon))
         size = archive.stat().st_size
-        state = _read_state(_ask(stream, {"op": "push", "size": size, "sha256": sha256.lower()}, soon))
-        if state is not HostState.WAITING:
-            return state
+        answer = _read(_ask(stream, {"op": "push", "size": size, "sha256": sha256.lower()}, soon))
+        if answer.state is not HostState.WAITING:
+            return answer
         with archive.open("rb") as source:
             while chunk := source.read(CHUNK_BYTES):
                 stream.send_all(chunk, deadline)
-        return _read_state(receive_message(stream, deadline))
+        return _read(receive_message(stream, deadline))
+
+
+class _StartUp:
+    """The time that a submission has; it stands still while its environment is made, which has its own."""
+
+    def __init__(self, seconds: float, environment_seconds: float) -> None:
+        self.allowed_seconds = seconds
+        self.deadline = time.monotonic() + seconds
+        self._environment_seconds = environment_seconds
+        self._left_seconds: float | None = None
+        self._prepared_by = 0.0
+
+    def note(self, state: HostState) -> None:
+        """The host has just said that it is in this state."""
+        if state is not HostState.PREPARING:
+            return
+        now = time.monotonic()
+        if self._left_seconds is None:
+            self._left_seconds = max(self.deadline - now, 0.0)
+            self._prepared_by = now + self._environment_seconds + PREPARATION_GRACE_SECONDS
+        self.deadline = min(now + self._left_seconds, self._prepared_by)
+
+
+def _lateness(held: bool, timeout_seconds: float, where: str) -> SubmissionError | InfrastructureError:
+    if not held:
+        return InfrastructureError("the submission host did not take the archive in time")
+    stands = f"; it stands at:\n{where}" if where else ""
+    return SubmissionError(f"the submission did not load within {timeout_seconds:g} s{stands}")
 
 
 def _ask(stream: ByteStream, request: dict[str, Any], deadline: float) -> dict[str, Any]:
@@ -103,16 +155,17 @@ def _ask(stream: ByteStream, request: dict[str, Any], deadline: float) -> dict[s
     return receive_message(stream, deadline)
 
 
-def _read_state(answer: dict[str, Any]) -> HostState:
+def _read(answer: dict[str, Any]) -> _Answer:
     try:
         state = HostState(str(answer.get("state")))
     except ValueError:
         raise WireError(f"an unknown state {str(answer.get('state'))[:32]!r}") from None
     if state is HostState.FAILED:
-        raise SubmissionError(str(answer.get("error") or "the submission did not load"))
+        reason = str(answer.get("error") or "the submission did not load")
+        raise InfrastructureError(reason) if answer.get("ours") is True else SubmissionError(reason)
     if answer.get("ok") is not True:
         raise InfrastructureError(f"the submission host refused: {answer.get('error')}")
-    return state
+    return _Answer(state, str(answer.get("where") or ""))
 
 
 class _Call:

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -75,11 +75,14 @@ class ProcessContainers:
         watch_pid: int | None = None,
         command: HostCommand = submission_host_command,
         stop_timeout_seconds: float = 15.0,
+        pip_settings: Mapping[str, str] | None = None,
     ) -> None:
+        """`pip_settings` are variables for the host alone, which installs what submissions require."""
         self._base = base_directory.absolute()
         self._watch_pid = watch_pid
         self._command = command
         self._stop_timeout_seconds = stop_timeout_seconds
+        self._pip_settings = dict(pip_settings or {})
         self._warned = False
 
     async def create(self, spec: ContainerSpec) -> str:
@@ -169,7 +172,7 @@ class ProcessContainers:
             job_id=spec.job_id,
             attempt=spec.attempt,
             command=list(self._command(directory.port_file, directory.work, key_fd)),
-            environment=environment_of(directory, threads=max(1, int(limits.cpus or 1))),
+            environment=environment_of(directory, threads=max(1, int(limits.cpus or 1))) | self._pip_settings,
             expires_at=spec.expires_at.timestamp(),
             log_bytes=limits.log_bytes,
             memory_bytes=limits.memory_bytes,

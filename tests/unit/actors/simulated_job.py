@@ -190,7 +190,7 @@ class FakePolicySource:
     evidence_errors: list[Exception] = field(default_factory=list)
     log_error: Exception | None = None
 
-    async def start(self, claim: Claim) -> PolicyConnector:
+    async def start(self, claim: Claim, say: Any = None) -> PolicyConnector:
         raise NotImplementedError
 
     async def replace(self, claim: Claim) -> PolicyConnector:

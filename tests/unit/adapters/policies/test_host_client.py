@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -130,9 +131,61 @@ async def test_loading_beyond_the_deadline_is_the_submissions(archive: Path) -> 
     answers = state("waiting"), state("loading"), *[state("loading")] * 200
     with (
         ScriptedHost(*answers) as host,
-        pytest.raises(SubmissionError, match="in time"),
+        pytest.raises(SubmissionError, match=r"did not load within 0\.5 s"),
     ):
         await client(host.port).push_archive(archive, SHA256, 2)
+
+
+async def test_lateness_says_where_the_submission_stands(archive: Path) -> None:
+    loading = state("loading") | {"where": "main.py runs, and does not listen"}
+    with (
+        ScriptedHost(state("waiting"), *[loading] * 200) as host,
+        pytest.raises(SubmissionError, match=r"it stands at:\nmain\.py runs, and does not listen"),
+    ):
+        await client(host.port).push_archive(archive, SHA256, 0.5)
+
+
+async def test_start_up_time_stands_still_while_the_environment_is_made_which_is_told(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    passed = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(passed))
+    monkeypatch.setattr("orchestrator.adapters.policies.host_client.time", clock)
+
+    async def tell(what: str) -> None:
+        told.append(what)
+        passed.append(100.0 if what else 0.0)  # longer than there is to load
+
+    preparing = [
+        state("preparing") | {"where": where} for where in ("looks", "installs", "installs", "tries")
+    ]
+    answers = state("waiting"), state("loading"), *preparing, state("loading"), state("serving")
+    with ScriptedHost(*answers) as host:
+        await client(host.port).push_archive(archive, SHA256, 20, tell)
+
+    assert told == ["looks", "installs", "tries", ""]
+
+
+async def test_an_environment_that_is_never_made_ends_the_wait(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.adapters.policies.host_client.PREPARATION_GRACE_SECONDS", 0.1)
+    preparing = state("preparing") | {"where": "installs requirements.txt"}
+    with ScriptedHost(state("waiting"), *[preparing] * 200) as host:
+        endpoint = Endpoint("127.0.0.1", host.port)
+        impatient = SubmissionHostClient(endpoint, KEY, environment_timeout_seconds=0.2)
+        with pytest.raises(SubmissionError, match=r"installs requirements\.txt"):
+            await impatient.push_archive(archive, SHA256, 20)
+
+
+async def test_a_failure_that_the_host_takes_upon_itself_is_no_fault_of_the_submission(archive: Path) -> None:
+    failed = state("failed", False, "no space left") | {"ours": True}
+    with (
+        ScriptedHost(state("waiting"), state("loading"), failed) as host,
+        pytest.raises(InfrastructureError, match="no space left"),
+    ):
+        await client(host.port).push_archive(archive, SHA256, 20)
 
 
 async def test_nobody_at_the_port_is_lost(archive: Path) -> None:
