@@ -188,7 +188,14 @@ def test_what_the_agent_prints_comes_out_at_once(connect: Connect, server: Runni
 
 
 @pytest.mark.parametrize(
-    "message", [b"\xc1", msgpack.packb([1]), "text", packb({"__orchestrator__": "stop"})]
+    "message",
+    [
+        b"\xc1",
+        msgpack.packb([1]),
+        "text",
+        packb({"__orchestrator__": "stop"}),
+        packb({"__orchestrator__": np.array([1, 2]), "episode": 1, "seed": 1}),
+    ],
 )
 def test_a_client_that_breaks_the_protocol_is_cut_off(message: bytes | str, server: RunningServer) -> None:
     deadline = time.monotonic() + 10
@@ -197,7 +204,7 @@ def test_a_client_that_breaks_the_protocol_is_cut_off(message: bytes | str, serv
     websocket.receive(deadline)
     websocket.send(message, deadline)
 
-    with pytest.raises(ConnectionError):
+    with pytest.raises(ConnectionError, match="1002"):
         websocket.receive(deadline)
     websocket.close()
 

@@ -42,16 +42,17 @@ class Peer:
         return data
 
     def upgrade(self, metadata: object = None, behind: bytes = b"") -> None:
-        """The opening handshake and the metadata, in one write with `behind`."""
+        """The opening handshake and the metadata, in one write with `behind`; bytes are sent as they are."""
         head = self.read_http_head()
         key = next(
             line.split(b":")[1].strip() for line in head.split(b"\r\n") if b"Sec-WebSocket-Key:" in line
         )
         magic = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
         accept = base64.b64encode(hashlib.sha1(key + magic).digest())
+        greeting = metadata if isinstance(metadata, bytes) and metadata else frame(packb(metadata or {}))
         self.send(
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n" + frame(packb(metadata or {})) + behind
+            b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n" + greeting + behind
         )
 
     def read_frame(self) -> tuple[int, bytes]:
