@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import Session, with_session
+from orchestrator.cli.options import Session, key_and_value, with_session
 
 commands = typer.Typer()
 
@@ -42,7 +41,7 @@ def evaluate(
     from orchestrator.commands.evaluate import evaluate_command
     from orchestrator.evaluation import EvalRequest
 
-    pairs = tuple(_pair(text) for text in config or [])
+    pairs = tuple(key_and_value(text) for text in config or [])
     requests = [EvalRequest(submission, name, episodes, workers, seed, pairs, timeout) for name in benchmark]
     session.run(evaluate_command(session.settings, requests, output=output, as_json=as_json))
 
@@ -70,13 +69,3 @@ def demo(
         EvalRequest(str(examples / "metaworld_experts"), "metaworld/MT10", episodes, os.cpu_count() or 1, 7),
     ]
     session.run(evaluate_command(session.settings, requests, output=output, as_json=False))
-
-
-def _pair(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not key or not equals:
-        raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="'--config'")
-    try:
-        return key, json.loads(value)
-    except json.JSONDecodeError:
-        return key, value

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import json
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -99,3 +100,18 @@ def with_session(command: Callable[..., None]) -> Callable[..., None]:
     # typer resolves annotations by name, which would find those of `command`.
     wrapped.__annotations__ = {each.name: each.annotation for each in parameters}
     return wrapped
+
+
+def key_and_value(text: str) -> tuple[str, Any]:
+    """Key and value of KEY=VALUE; what is no JSON is a text.
+
+    Raises:
+        BadParameter: there is no key, or no "=".
+    """
+    key, equals, value = text.partition("=")
+    if not key or not equals:
+        raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="'--config'")
+    try:
+        return key, json.loads(value)
+    except json.JSONDecodeError:
+        return key, value

@@ -6,6 +6,8 @@ counts is when the message is whole. Three errors: `TimeoutError` (late), `Conne
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import select
 import socket
 import time
@@ -25,6 +27,10 @@ RECEIVE_BYTES = 256 * 1024
 MAX_HTTP_HEAD_BYTES = 16 * 1024
 MAX_FRAGMENTS = 4096
 TEXT_CAP_BYTES = 64 * 1024
+
+# websockets logs every frame: thousands of lines an episode, and their time is that of a step.
+_QUIET = logging.getLogger("orchestrator.websocket")
+_QUIET.setLevel(logging.INFO)
 
 Deadline = float | None
 
@@ -191,13 +197,18 @@ class WebSocket:
         if self._end is not None:
             raise ConnectionLost(self._end)
 
-    def close(self, code: int = 1000, reason: str = "") -> None:
-        """Say goodbye if that needs no waiting, and close."""
+    def say_goodbye(self, deadline: Deadline, code: int = 1000, reason: str = "") -> None:
+        """Send a Close frame; the peer's own can still be received, as a ConnectionLost that names it."""
         try:
             self._protocol.send_close(code, reason)
-            self._flush(time.monotonic())
-        except (InvalidState, TimeoutError, ConnectionLost):
-            pass
+        except InvalidState:
+            raise ConnectionLost("the connection is closed") from None
+        self._flush(deadline)
+
+    def close(self, code: int = 1000, reason: str = "") -> None:
+        """Say goodbye if that needs no waiting, and close."""
+        with contextlib.suppress(TimeoutError, ConnectionLost):
+            self.say_goodbye(time.monotonic(), code, reason)
         self._stream.close()
         self._forget()
 
@@ -213,6 +224,10 @@ class WebSocket:
         self._protocol.parser.close()
         self._protocol.parser_exc = None
         self._protocol.reader.buffer.clear()
+
+    def abort(self) -> None:
+        """Make every call on this connection end now; safe from another thread."""
+        self._stream.abort()
 
     def _flush(self, deadline: Deadline) -> None:
         for data in self._protocol.data_to_send():
@@ -271,7 +286,8 @@ def open_websocket(
         TimeoutError, ConnectionLost, WireError: the last one when the peer is no WebSocket server.
     """
     resource, _, query = path.partition("?")
-    protocol = ClientProtocol(WebSocketURI(False, host, port, resource, query), max_size=max_bytes)
+    address = WebSocketURI(False, host, port, resource, query)
+    protocol = ClientProtocol(address, max_size=max_bytes, logger=_QUIET)
     protocol.send_request(protocol.connect())
     stream.send_all(b"".join(protocol.data_to_send()), deadline)
     head, rest = _receive_http_head(stream, deadline)

@@ -149,6 +149,10 @@ class WebSocketConnection(PolicyConnection):
             raise self._violation("a reply without `actions`")
         return reply["actions"]
 
+    def abort(self) -> None:
+        """Make a call that waits for the policy end now, as lost; safe from another thread."""
+        self._websocket.abort()
+
     def close(self) -> None:
         if self._usable:
             self._usable = False

@@ -1,0 +1,1 @@
+"""What a submission's author needs before anything is evaluated: a first agent, and a check of it."""
