@@ -29,7 +29,7 @@ def explanation(result: EvalResultMessage) -> Iterator[RenderableType]:
         yield from _example(example)
     yield from _clipped(details.get("overall") or {})
     if result.error:
-        yield plain_text(result.error, style="red")
+        yield plain_text(result.error.rstrip(), style="red")
     log = _unsaid(result.logs or "", result.error or "")
     if log and result.status is JobStatus.FAILED:
         yield Text("the end of the submission's log:", style="dim")
@@ -62,4 +62,5 @@ def _clipped(overall: Mapping[str, Any]) -> Iterator[Text]:
 
 def _unsaid(log: str, error: str) -> str:
     """The part of the log that the error has not said already."""
-    return log.replace(error.strip(), "", 1).strip("\n") if error.strip() else log.strip("\n")
+    before, _, after = log.partition(error.strip()) if error.strip() else (log, "", "")
+    return "\n".join(part.strip("\n") for part in (before, after) if part.strip())

@@ -100,7 +100,7 @@ def _box_action(space: spaces.Box, array: AnyArray, name: str, clip: bool) -> Ch
 def _out_of_bounds(space: spaces.Box, array: AnyArray, outside: npt.NDArray[np.bool_]) -> str:
     index = _first(outside)
     value, low, high = array[index], space.low[index], space.high[index]
-    side = f"below its lower bound {low}" if value < low else f"above its upper bound {high}"
+    side = f"below its lower bound {low!s}" if value < low else f"above its upper bound {high!s}"
     return f"{_shown(outside, index, value, 'out of bounds')} is {side}"
 
 
@@ -111,7 +111,8 @@ def _first(bad: npt.NDArray[np.bool_]) -> tuple[int, ...]:
 
 def _shown(bad: npt.NDArray[np.bool_], index: tuple[int, ...], value: Any, adjective: str) -> str:
     """The first bad number with its place in the action, and how many there are if it is not the only one."""
-    number = f"{list(index)} = {value}" if index else f"{value}"
+    shown = str(value)  # not an f-string: that makes a Python float of it, with digits that nobody sent
+    number = f"{list(index)} = {shown}" if index else shown
     count = np.count_nonzero(bad)
     return number if count == 1 else f"{count} of {bad.size} numbers are {adjective}: {number}"
 

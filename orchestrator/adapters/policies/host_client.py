@@ -74,7 +74,7 @@ class SubmissionHostClient(HostClient):
                 answered_at = time.monotonic()
             except ConnectionLost as error:
                 if time.monotonic() >= min(deadline, answered_at + self.grace_seconds):
-                    raise _loss(held, f"it accepts no connection: {error}") from error
+                    raise _loss(held, str(error)) from error
             except TimeoutError:
                 answered_at = time.monotonic()
             except (WireError, HandshakeFailed) as error:

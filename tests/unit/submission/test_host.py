@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -17,7 +18,7 @@ import pytest
 
 from orchestrator.adapters.policies.host_client import SubmissionHostClient
 from orchestrator.adapters.policies.websocket import WebSocketConnector
-from orchestrator.domain.errors import AuthenticationFailed, PolicyLost, SubmissionError
+from orchestrator.domain.errors import AuthenticationFailed, PolicyLost, PolicyRaised, SubmissionError
 from orchestrator.ports import Endpoint
 from orchestrator.submission.handshake import (
     HandshakeFailed,
@@ -25,6 +26,7 @@ from orchestrator.submission.handshake import (
     receive_message,
     send_message,
 )
+from orchestrator.submission.policy_server import EXIT_DISK_FULL
 from orchestrator.submission.startup import KEY_VARIABLE, UnusableKey, take_session_key
 from orchestrator.submission.transport import ByteStream, ConnectionLost
 from tests.policy_processes import ECHO_AGENT, RunningServer, running, running_host, write_archive
@@ -176,6 +178,45 @@ async def test_an_agent_that_loads_for_ever_is_reported_with_where_it_stands(tmp
 
     assert "did not load within 0.2 s" in caught.value.reason
     assert "threading.Event().wait()" in caught.value.reason
+
+
+async def test_a_submission_that_still_loads_says_where_it_stands(
+    host: RunningServer, tmp_path: Path
+) -> None:
+    agent = "import threading\ndef download():\n    threading.Event().wait()\nprint('begins')\ndownload()\n"
+    sha256 = write_archive(tmp_path / "a.tar.gz", {"agent.py": agent})
+    push = asyncio.create_task(client(host).push_archive(tmp_path / "a.tar.gz", sha256, 60))
+    await asyncio.to_thread(host.wait_for_line, "begins")
+
+    until = time.monotonic() + 30
+    while not (answer := await asyncio.to_thread(ask, host.port, op="status")).get("where"):
+        assert time.monotonic() < until
+
+    push.cancel()
+    assert answer["state"] == "loading"
+    assert answer["where"].splitlines()[-2:] == [
+        '  File "agent.py", line 3, in download',
+        "    threading.Event().wait()",
+    ]
+
+
+async def test_a_disk_that_is_full_ends_the_container_in_the_episode_that_filled_it(
+    host: RunningServer, tmp_path: Path
+) -> None:
+    agent = (
+        "import errno\nclass Agent:\n    def act(self, o):\n"
+        "        raise OSError(getattr(errno, o), 'the weights do not fit')\n"
+    )
+    sha256 = write_archive(tmp_path / "a.tar.gz", {"agent.py": agent})
+    await client(host).push_archive(tmp_path / "a.tar.gz", sha256, 60)
+
+    with pytest.raises(PolicyRaised, match="the weights do not fit"):
+        connector(host).connect(10).act({"observation": "EACCES"}, 10)
+    with pytest.raises(PolicyLost):
+        connector(host).connect(10).act({"observation": "ENOSPC"}, 10)
+
+    assert host.process.wait(30) == EXIT_DISK_FULL
+    host.wait_for_line("OSError: [Errno 28] the weights do not fit")
 
 
 async def test_a_refused_archive_is_reported_with_the_reason(host: RunningServer, tmp_path: Path) -> None:
