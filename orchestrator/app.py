@@ -155,6 +155,7 @@ class ControlPlaneRecipe:
                 validator_hotkey=self.settings.validator_hotkey,
                 lease_seconds=self.settings.lease_seconds,
                 max_containers=self.settings.max_containers_per_job,
+                out_of_bounds_actions=self.settings.out_of_bounds_actions,
             )
             try:
                 yield JobSupervision(parts, job_id, holder, started_at)

@@ -17,6 +17,7 @@ def episode_limits(job: EvalJobMessage, settings: Settings) -> EpisodeLimits:
         reset_timeout_seconds=settings.reset_timeout_seconds,
         max_steps=config.max_episode_steps,
         action_horizon=config.action_horizon,
+        clips=(config.out_of_bounds_actions or settings.out_of_bounds_actions) == "clip",
     )
 
 

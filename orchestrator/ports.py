@@ -332,6 +332,7 @@ class HostClient(Protocol):
 
         Raises:
             SubmissionError: the archive was refused or the policy did not load, with the reason (traceback).
+            SubmissionSilent: the host held the archive, then was lost or broke the protocol.
             InfrastructureError: the host was lost, or was late before it held the archive.
         """
         ...

@@ -24,7 +24,7 @@ from orchestrator.domain.episodes import EpisodeOutcome
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.lifecycle import JobStatus
 from orchestrator.domain.messages import EvalResultMessage
-from orchestrator.logging import escape_control_characters
+from orchestrator.explanations import explanation, plain_text
 
 PIPE_COLUMNS = 160
 SUMMARY_COLUMNS = 110
@@ -53,7 +53,7 @@ def make_console(stream: TextIO, *, columns: int | None = None) -> Console:
 
 
 def results_table(results: Sequence[EvalResultMessage]) -> RenderableType:
-    """For each result a heading, a row a task, a total line, the classes of faults, and why it failed if so.
+    """For each result a heading, a row a task, a total line, and what went wrong, in words.
 
     Too narrow a terminal loses columns: mean steps first, then mean return, then the interval.
     """
@@ -62,12 +62,8 @@ def results_table(results: Sequence[EvalResultMessage]) -> RenderableType:
         parts += [*([Text("")] if parts else []), _heading(result)]
         details = result.extra_data or {}
         if details.get("tasks"):
-            parts += [_TaskTable(details), *_fault_lines(details["tasks"])]
-        if result.error:
-            parts.append(_plain_text(result.error, style="red"))
-        if result.logs and result.status is JobStatus.FAILED:
-            parts.append(Text("the end of the submission's log:", style="dim"))
-            parts.append(_plain_text(result.logs, style="dim"))
+            parts.append(_TaskTable(details))
+        parts += explanation(result)
     return Group(*parts)
 
 
@@ -75,7 +71,7 @@ def _heading(result: EvalResultMessage) -> Text:
     details = result.extra_data or {}
     heading = Text(style="bold")
     heading.append(f"job {result.job_id}  ")
-    heading.append(_plain_text(f"{result.env_provider}/{result.benchmark_name}"))
+    heading.append(plain_text(f"{result.env_provider}/{result.benchmark_name}"))
     heading.append("  ")
     heading.append(result.status.value, style=STATUS_STYLES.get(result.status, ""))
     if result.score is not None:
@@ -86,13 +82,6 @@ def _heading(result: EvalResultMessage) -> Text:
     if details.get("missing_episodes"):
         heading.append(f"  {details['missing_episodes']} of {details['planned_episodes']} episodes missing")
     return heading
-
-
-def _fault_lines(tasks: Sequence[Mapping[str, Any]]) -> Iterator[Text]:
-    for task in tasks:
-        if task["faults"]:
-            classes = ", ".join(f"{count} {name}" for name, count in task["faults"].items())
-            yield _plain_text(f"faults of {task['task_id']}: {classes}", style="yellow")
 
 
 class _TaskTable:
@@ -116,7 +105,7 @@ class _TaskTable:
             box=box.SIMPLE_HEAD, show_edge=False, show_footer=self._total is not None, padding=(0, 1, 0, 0)
         )
         for column in columns:
-            footer = _plain_text(column.text(self._total)) if self._total is not None else ""
+            footer = plain_text(column.text(self._total)) if self._total is not None else ""
             table.add_column(
                 column.title,
                 footer=footer,
@@ -125,7 +114,7 @@ class _TaskTable:
                 no_wrap=column.name != "task",  # numbers that wrap cannot be compared by eye
             )
         for task in self._tasks:
-            table.add_row(*(_plain_text(column.text(task)) for column in columns))
+            table.add_row(*(plain_text(column.text(task)) for column in columns))
         return table
 
     def _columns(self) -> Iterator[_Column]:
@@ -160,10 +149,6 @@ class _Column:
                 return _number(summary["mean_steps"], digits=1)
             case _:
                 return str(sum(summary["faults"].values()))
-
-
-def _plain_text(text: str, style: str = "") -> Text:
-    return Text(escape_control_characters(text), style=style)
 
 
 def _percent(rate: float | None) -> str:

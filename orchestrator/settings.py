@@ -117,6 +117,10 @@ class Settings(BaseSettings):
 
     # ------------------------------------------------------------------------------------ submissions
 
+    out_of_bounds_actions: Literal["clip", "fault"] = "clip"
+    """What becomes of actions out of a Box space's bounds, unless the job says: `clip` moves them to the
+    bounds and counts them, `fault` fails the episode."""
+
     max_containers_per_job: Count = 10
     """Episodes of a job that may end or hang the submission's container before the job is FAILED."""
 

@@ -17,6 +17,8 @@ def outcome(
     steps: int = 10,
     fault: FaultClass | None = None,
     episode_id: int = 0,
+    detail: str | None = None,
+    clipped_actions: int = 0,
 ) -> EpisodeOutcome:
     return EpisodeOutcome(
         task_id=task_id,
@@ -29,8 +31,9 @@ def outcome(
         terminated=True,
         truncated=False,
         fault=fault,
-        fault_detail=None,
+        fault_detail=detail,
         started_at=AT,
         ended_at=AT,
         action_trace_sha256="0" * 64,
+        clipped_actions=clipped_actions,
     )

@@ -123,7 +123,7 @@ class EpisodeLogger:
         self.terminated, self.truncated = result.terminated, truncated
         if info_success is not None:
             self.info_success = bool(self.info_success) or info_success
-        self._clipped_actions += clipped
+        self._clipped_actions += clipped > 0
         self._trace.add(action)
         if not self._log_steps:
             return

@@ -15,8 +15,9 @@ import numpy as np
 
 from orchestrator.actors.episode_logger import EpisodeLogger, RunAbandoned
 from orchestrator.adapters.benchmarks.spaces import InvalidAction, NonFiniteAction, from_wire, split_chunk
-from orchestrator.domain.episodes import CommitOutcome, EpisodeRun, FaultClass, FinishedEpisode
+from orchestrator.domain.episodes import CommitOutcome, EpisodeRun, FaultClass, FinishedEpisode, shortened
 from orchestrator.domain.errors import (
+    AuthenticationFailed,
     InfrastructureError,
     OrchestratorError,
     PolicyError,
@@ -53,7 +54,8 @@ class EpisodeLimits:
     `step_timeout_seconds` bounds one answer of the policy, `reset_timeout_seconds` its answer to a reset.
     `episode_timeout_seconds` bounds the sum of its answers: time that the environment or the publishing takes
     is ours, and never charged to a submission. `max_steps` truncates; None leaves that to the environment. Of
-    a chunk of actions, `action_horizon` are played before the policy is asked again.
+    a chunk of actions, `action_horizon` are played before the policy is asked again. `clips` says whether
+    actions out of bounds are moved to them, or fail the episode.
     """
 
     step_timeout_seconds: float
@@ -61,6 +63,7 @@ class EpisodeLimits:
     reset_timeout_seconds: float
     max_steps: int | None = None
     action_horizon: int = 1
+    clips: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +72,8 @@ class RunReport:
 
     `finished` is the outcome of FINISHED and SUBMISSION_FAULT runs, without its telemetry once published. For
     POLICY_LOST and POLICY_LATE it is the failure that the run becomes if the supervisor charges it, telemetry
-    included. `commit` says what the ledger did; None where nothing was published.
+    included. `commit` says what the ledger did; None where nothing was published. `place` is where in the
+    episode a policy failed ("step 3"), and the beginning of `detail`.
     """
 
     run: EpisodeRun
@@ -77,6 +81,7 @@ class RunReport:
     detail: str = ""
     finished: FinishedEpisode | None = None
     commit: CommitOutcome | None = None
+    place: str = ""
 
 
 def run_episode(
@@ -106,7 +111,7 @@ def run_episode(
     except RunAbandoned as abandoned:
         return RunReport(run, RunKind.STOPPED, abandoned.reason, commit=abandoned.commit)
     except _Fault as fault:
-        return fault_report(run, logger, fault.kind, fault.fault, fault.detail)
+        return fault_report(run, logger, fault.kind, fault.fault, fault.place, fault.words)
     except EnvironmentFailed as failure:
         return RunReport(run, RunKind.ENVIRONMENT_ERROR, failure.text)
 
@@ -124,15 +129,15 @@ def simulated(call: Callable[..., Answer], *arguments: Any) -> Answer:
 
 
 def fault_report(
-    run: EpisodeRun, logger: EpisodeLogger, kind: RunKind, fault: FaultClass, detail: str
+    run: EpisodeRun, logger: EpisodeLogger, kind: RunKind, fault: FaultClass, place: str, words: str
 ) -> RunReport:
     """The report of a run that ends as a failure, or will if the supervisor charges it."""
-    detail = detail[-MAX_DETAIL_CHARS:]
+    detail = shortened(f"{place}: {words}", MAX_DETAIL_CHARS)
     try:
         finished = logger.finish(success=False, fault=fault, fault_detail=detail)
     except RunAbandoned as abandoned:
         return RunReport(run, RunKind.STOPPED, abandoned.reason, commit=abandoned.commit)
-    return RunReport(run, kind, detail, finished)
+    return RunReport(run, kind, detail, finished, place=place)
 
 
 def fault_of(error: PolicyError) -> tuple[RunKind, FaultClass]:
@@ -146,6 +151,17 @@ def fault_of(error: PolicyError) -> tuple[RunKind, FaultClass]:
     return RunKind.POLICY_LOST, FaultClass.CONNECTION_LOST
 
 
+def in_words(error: PolicyError) -> str:
+    """What a policy did wrong, for the submission's author."""
+    if isinstance(error, PolicyRaised):
+        return f"the policy raised an exception:\n{error}"
+    if isinstance(error, PolicyProtocolError):
+        return f"the policy broke the protocol: {error}"
+    if isinstance(error, (PolicyLate, AuthenticationFailed)):
+        return str(error)
+    return f"the connection to the policy was lost: {error}"
+
+
 class EnvironmentFailed(InfrastructureError):
     """An environment or a success rule raised. That is ours: no submission is charged for it."""
 
@@ -155,11 +171,12 @@ class EnvironmentFailed(InfrastructureError):
 
 
 class _Fault(Exception):
-    def __init__(self, kind: RunKind, fault: FaultClass, detail: str) -> None:
-        super().__init__(kind, fault, detail)
+    def __init__(self, kind: RunKind, fault: FaultClass, place: str, words: str) -> None:
+        super().__init__(kind, fault, place, words)
         self.kind = kind
         self.fault = fault
-        self.detail = detail
+        self.place = place
+        self.words = words
 
 
 @dataclass(slots=True)
@@ -207,7 +224,7 @@ class _Episode:
         try:
             self.policy.reset(self.run.episode_id, self.run.policy_seed, self.limits.reset_timeout_seconds)
         except PolicyError as error:
-            raise _Fault(*fault_of(error), f"reset: {error}") from error
+            raise _Fault(*fault_of(error), "reset", in_words(error)) from error
 
     def _ask(self, observation: Observation) -> list[Any]:
         """The next actions to play, as they came over the wire."""
@@ -222,7 +239,7 @@ class _Episode:
             kind, fault = fault_of(error)
             if kind is RunKind.POLICY_LATE and timeout < self.limits.step_timeout_seconds:
                 raise self._episode_timeout() from error
-            raise _Fault(kind, fault, f"step {self.logger.steps}: {error}") from error
+            raise _Fault(kind, fault, self._place, in_words(error)) from error
         seconds = self.monotonic() - started
         self.logger.policy_latency.add(seconds)
         # The reply was in time. Our own clock may say more, if this process was frozen meanwhile.
@@ -234,7 +251,7 @@ class _Episode:
 
     def _checked(self, wire_action: Any) -> tuple[Any, int]:
         try:
-            action, clipped = from_wire(self.environment.action_space, wire_action)
+            action, clipped = from_wire(self.environment.action_space, wire_action, clip=self.limits.clips)
         except NonFiniteAction as error:
             raise self._bad_action(FaultClass.NON_FINITE_ACTION, error) from error
         except InvalidAction as error:
@@ -242,13 +259,17 @@ class _Episode:
         return action, clipped
 
     def _bad_action(self, fault: FaultClass, error: OrchestratorError) -> _Fault:
-        return _Fault(RunKind.SUBMISSION_FAULT, fault, f"step {self.logger.steps}: {error}")
+        return _Fault(RunKind.SUBMISSION_FAULT, fault, self._place, f"the action cannot be used: {error}")
 
     def _episode_timeout(self) -> _Fault:
         """Undecided, whether the policy answered or not: other workers' episodes may have slowed it down."""
         limit = self.limits.episode_timeout_seconds
-        detail = f"step {self.logger.steps}: the policy's answers took more than {limit:g} s in this episode"
-        return _Fault(RunKind.POLICY_LATE, FaultClass.EPISODE_TIMEOUT, detail)
+        words = f"the policy's answers took more than {limit:g} s in this episode"
+        return _Fault(RunKind.POLICY_LATE, FaultClass.EPISODE_TIMEOUT, self._place, words)
+
+    @property
+    def _place(self) -> str:
+        return f"step {self.logger.steps}"
 
 
 def _copied(action: Any) -> Any:

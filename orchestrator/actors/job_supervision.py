@@ -31,7 +31,7 @@ from orchestrator.domain.errors import (
     UsageError,
 )
 from orchestrator.domain.lifecycle import TIME_IS_OVER, JobStatus
-from orchestrator.domain.messages import EvalResultMessage
+from orchestrator.domain.messages import EvalResultMessage, OutOfBounds
 from orchestrator.domain.results import build_result
 from orchestrator.ports import (
     BenchmarkDescription,
@@ -103,6 +103,7 @@ class SupervisionParts:
     validator_hotkey: str
     lease_seconds: float
     max_containers: int
+    out_of_bounds_actions: OutOfBounds = "clip"  # unless the job says
 
 
 @dataclass
@@ -436,6 +437,10 @@ class Evaluation:
             success_rule=description.success_rule if description else None,
             logs=logs or None,
             error=error,
-            extra={"epochs": self._claim.epoch}
+            extra={
+                "epochs": self._claim.epoch,
+                "out_of_bounds_actions": self._message.job_config.out_of_bounds_actions
+                or self._parts.out_of_bounds_actions,
+            }
             | ({"failure": self._failure} if status is JobStatus.FAILED else {}),
         )

@@ -33,6 +33,7 @@ CONTAINER_FAULTS = frozenset(
         FaultClass.STEP_TIMEOUT,
     }
 )
+END_OF_LOG_CHARS = 4000
 
 
 class Ruling(Enum):
@@ -161,16 +162,20 @@ class PolicyJudge:
     async def _charge(self, report: RunReport, evidence: Evidence) -> Ruling:
         finished = report.finished
         assert finished is not None
+        assert finished.fault is not None
+        fault, detail = finished.fault, report.detail
         if evidence.fault is not None:
-            detail = f"{report.detail}; the container: {evidence.reason}"
-            finished = with_fault(finished, evidence.fault, detail)
-        counts = finished.fault in CONTAINER_FAULTS
+            fault, detail = evidence.fault, f"{report.place}: the submission ended: {evidence.reason}"
+        counts = fault in CONTAINER_FAULTS
+        log_tail = await self._log_tail() if counts else ""
         if counts and self._charged >= self._tools.max_containers:
+            key = report.run.key
             raise SubmissionError(
-                f"the submission ended or hung in more than {self._tools.max_containers} episodes, "
-                f"the limit; the last: {report.detail}; its container: {evidence.reason}",
-                await self._log_tail(),
+                f"the submission ended or hung in more than {self._tools.max_containers} episodes, the limit "
+                f"of this installation; the last was episode {key.episode_id} of {key.task_id}, {detail}",
+                log_tail,
             )
+        finished = with_fault(finished, fault, detail + _end_of_log(log_tail))
         if await self._tools.cluster.settle(finished) is CommitOutcome.STALE:
             return Ruling.STALE
         if counts:
@@ -192,3 +197,14 @@ class PolicyJudge:
         except OrchestratorError as error:
             log.warning("log_not_read", why=str(error))
             return ""
+
+
+def _end_of_log(log_tail: str) -> str:
+    """The last words of a container for the fault that ends it: its log goes with it."""
+    end = log_tail.rstrip()
+    if not end:
+        return ""
+    if len(end) > END_OF_LOG_CHARS:
+        cut = end[-END_OF_LOG_CHARS:]
+        end = cut.partition("\n")[2] or cut
+    return f"\nthe end of its log:\n{end}"

@@ -26,6 +26,7 @@ from orchestrator.actors.episode_runner import (
     RunReport,
     fault_of,
     fault_report,
+    in_words,
     run_episode,
 )
 from orchestrator.actors.worker_resources import EnvironmentCache, PolicyLine
@@ -158,7 +159,7 @@ class RolloutWorkerCore:
         except PolicyError as error:
             # Nothing is certain here: whoever answered may not even have been our container.
             _, fault = fault_of(error)
-            return fault_report(run, logger, RunKind.POLICY_LOST, fault, f"connect: {error}")
+            return fault_report(run, logger, RunKind.POLICY_LOST, fault, "connect", in_words(error))
         succeeded = partial(self._environments.benchmark.succeeded, run.task_id)
         return run_episode(environment, policy, run, logger, self._setup.limits, succeeded, self._stop)
 

@@ -13,7 +13,12 @@ from uuid import UUID, uuid4
 
 import structlog
 
-from orchestrator.domain.errors import InfrastructureError, OrchestratorError, SubmissionError
+from orchestrator.domain.errors import (
+    InfrastructureError,
+    OrchestratorError,
+    SubmissionError,
+    SubmissionSilent,
+)
 from orchestrator.ports import (
     Claim,
     ContainerLimits,
@@ -154,6 +159,22 @@ class SubmissionContainer:
         await self.tools.store.forget_container(record.container_id)
 
     async def _create(self, claim: Claim, say: Say | None = None) -> PolicyConnector:
+        """A connector to a fresh container; to a second one where the first fell silent, as a network may."""
+        try:
+            return await self._create_once(claim, say)
+        except SubmissionSilent as error:
+            log.warning("submission_silent", job_id=claim.job.job_id, why=str(error))
+        await self.remove(claim)
+        try:
+            return await self._create_once(claim, say)
+        except SubmissionSilent as error:
+            raise SubmissionError(
+                f"the submission took its archive and then did not answer as its server should ({error}), "
+                "in two containers one after the other",
+                await self.logs(),
+            ) from error
+
+    async def _create_once(self, claim: Claim, say: Say | None) -> PolicyConnector:
         if self._archive is None:
             self._archive = await self.fetch_archive()
         attempt = await self.tools.store.last_attempt(claim.job.job_id) + 1
@@ -220,13 +241,13 @@ async def hand_over(
 
     Raises:
         SubmissionError: archive or policy cannot be used, or ended the container; with the log's tail.
+        SubmissionSilent: the submission has its archive and runs, but does not answer as its server should.
         InfrastructureError: the container did not come up through no fault of the submission.
     """
-    until = time.monotonic() + timeout_seconds
     endpoint = await containers.wait_ready(handle, timeout_seconds)
     try:
-        left = max(0.1, until - time.monotonic())
-        await host_client(endpoint).push_archive(archive.path, archive.sha256, left, tell)
+        # All of the time: what the container needed until here is not the submission's doing.
+        await host_client(endpoint).push_archive(archive.path, archive.sha256, timeout_seconds, tell)
     except SubmissionError as error:
         tail = error.log_tail or await containers.logs(handle, LOG_TAIL_BYTES)
         raise SubmissionError(error.reason, tail) from error
@@ -236,6 +257,8 @@ async def hand_over(
         if evidence.verdict is Verdict.SUBMISSION:
             reason = f"the submission ended before it answered: {evidence.reason}"
             raise SubmissionError(reason, await containers.logs(handle, LOG_TAIL_BYTES)) from error
+        if not evidence.running:
+            raise InfrastructureError(f"the container ended: {evidence.reason}") from error
         raise
     return endpoint
 

@@ -108,7 +108,10 @@ class CommitOutcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class EpisodeOutcome:
-    """A row of the ledger that has an outcome."""
+    """A row of the ledger that has an outcome.
+
+    `clipped_actions` counts the actions that were out of bounds and played clipped.
+    """
 
     task_id: str
     episode_id: int
@@ -124,6 +127,16 @@ class EpisodeOutcome:
     started_at: datetime
     ended_at: datetime
     action_trace_sha256: str
+    clipped_actions: int = 0
+
+
+def shortened(text: str, limit: int) -> str:
+    """At most `limit` characters: of a fault's words the first say where, and the last what."""
+    if len(text) <= limit:
+        return text
+    gap = "\n[...]\n"
+    head = (limit - len(gap)) // 2
+    return text[:head] + gap + text[len(text) - (limit - len(gap) - head) :]
 
 
 def derive_seed(secret: bytes, seed_group: str, purpose: str, task_id: str, episode_id: int) -> int:

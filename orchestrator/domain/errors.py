@@ -82,6 +82,10 @@ class InfrastructureError(OrchestratorError):
     """Our side is at fault: retry, and never charge the submission."""
 
 
+class SubmissionSilent(InfrastructureError):
+    """A submission has its archive, and does not answer as its server should: its doing, or the network's."""
+
+
 class PolicyError(OrchestratorError):
     """What a worker saw on a policy connection; the evidence decides later whose fault it was."""
 

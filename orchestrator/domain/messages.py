@@ -67,6 +67,7 @@ Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
 # Names stand in every telemetry message of a job.
 Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
 ScoreName = Literal["success_rate", "avg_reward"]
+OutOfBounds = Literal["clip", "fault"]
 
 
 def utc_now() -> datetime:
@@ -111,6 +112,7 @@ class JobConfig(BaseModel):
     episode_timeout_seconds: Annotated[Number, Field(gt=0, le=864_000)] | None = None
     action_horizon: Annotated[Whole, Field(ge=1, le=1_000_000)] = 1
     stateless: bool = False
+    out_of_bounds_actions: OutOfBounds | None = None
 
 
 class EvalJobMessage(Message):

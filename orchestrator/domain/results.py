@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from orchestrator.domain.episodes import EpisodeOutcome
+from orchestrator.domain.episodes import EpisodeOutcome, FaultClass, shortened
 from orchestrator.domain.lifecycle import JobStatus
 from orchestrator.domain.messages import EvalJobMessage, EvalResultMessage, ScoreName
 from orchestrator.domain.statistics import CONFIDENCE, TaskSummary, overall, summarise
+
+MAX_EXAMPLE_CHARS = 4096
 
 
 def build_result(
@@ -89,6 +91,7 @@ def _details(
         "overall": _plain(total),
         "tasks": [_plain(summary) for summary in summarise(outcomes)],
         "faults": {fault.value: count for fault, count in total.faults.items()},
+        "fault_examples": fault_examples(outcomes),
         "seeds": "derived" if message.job_config.seed is None else "open",
     }
     if message.seed_group is not None:
@@ -102,6 +105,24 @@ def _details(
     if success_rule is not None:
         details["success_rule"] = success_rule
     return details
+
+
+def fault_examples(outcomes: Sequence[EpisodeOutcome]) -> list[dict[str, Any]]:
+    """The first episode of each class of faults, in words; in the order of the classes."""
+    first: dict[FaultClass, EpisodeOutcome] = {}
+    for outcome in outcomes:
+        if outcome.fault is not None:
+            first.setdefault(outcome.fault, outcome)
+    return [
+        {
+            "fault": fault.value,
+            "task_id": first[fault].task_id,
+            "episode_id": first[fault].episode_id,
+            "detail": shortened(first[fault].fault_detail or "", MAX_EXAMPLE_CHARS),
+        }
+        for fault in FaultClass
+        if fault in first
+    ]
 
 
 def _plain(summary: TaskSummary) -> dict[str, Any]:

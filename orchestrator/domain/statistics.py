@@ -28,6 +28,7 @@ class TaskSummary:
     Rates and means are None where no episode can tell: `success_rate`, `interval` and `mean_steps` without
     any episode, `mean_return` as `scored_returns` says. `std_return` is the sample standard deviation
     (n - 1) of the same returns, None below two of them. `faults` lists only classes that occurred.
+    `clipped_actions` of the task were out of bounds, in `clipped_episodes` of its episodes.
     """
 
     task_id: str
@@ -39,6 +40,8 @@ class TaskSummary:
     std_return: float | None
     mean_steps: float | None
     faults: dict[FaultClass, int] = field(default_factory=dict)
+    clipped_episodes: int = 0
+    clipped_actions: int = 0
 
 
 def wilson_interval(successes: int, trials: int, confidence: float = CONFIDENCE) -> Interval:
@@ -126,6 +129,8 @@ def _summary(
         std_return=_sample_std(returns) if returns else None,
         mean_steps=_mean([outcome.steps for outcome in outcomes]) if count else None,
         faults=_count_faults(outcomes),
+        clipped_episodes=sum(1 for outcome in outcomes if outcome.clipped_actions),
+        clipped_actions=sum(outcome.clipped_actions for outcome in outcomes),
     )
 
 

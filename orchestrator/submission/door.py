@@ -47,16 +47,19 @@ class Door:
         threading.Thread(target=self._accept, name="accept", daemon=True).start()
 
     def _accept(self) -> None:
+        said = ""
         while True:
             try:
                 sock, _ = self._listener.accept()
+                said = ""
             except ConnectionAbortedError:
                 continue
             except OSError as error:
                 if self._listener.fileno() < 0:
                     return
                 # Out of file descriptors, say: those of open connections come back.
-                print(f"cannot accept a connection: {error}", file=sys.stderr, flush=True)
+                if said != (said := f"cannot accept a connection: {error}"):
+                    print(said, file=sys.stderr, flush=True)
                 time.sleep(0.1)
                 continue
             if not self._places.acquire(blocking=False):

@@ -105,9 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: host.events.put(Signalled(number)))
     Door(listener, session_key, host.welcome, connections=options.connections).open()
+    port = listener.getsockname()[1]
     if options.port_file is not None:
-        _write_port(options.port_file, listener.getsockname()[1])
-    print(f"waiting for an archive on {options.host}:{listener.getsockname()[1]}", flush=True)
+        _write_port(options.port_file, port)  # and no word: what is printed is the submission's log
+    else:
+        print(f"waiting for an archive on {options.host}:{port}", flush=True)
     event = host.events.get()
     if isinstance(event, Ready) and (event.directory / AGENT_FILE).is_file():
         _become_policy_server(host, listener, session_key, event, options)

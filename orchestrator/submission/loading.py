@@ -58,7 +58,10 @@ def _arguments(agent_class: type) -> dict[str, None]:
 
 
 def describe_exception(error: BaseException, directory: Path) -> str:
-    """The traceback of `error` with the submission's own frames only, at most 8 KiB of UTF-8."""
+    """The traceback of `error` with the submission's own frames only, at most 8 KiB of UTF-8.
+
+    Files are named as in the submission's directory: where that lies means nothing to its author.
+    """
     if isinstance(error, NotAnAgent):
         return str(error)
     described = traceback.TracebackException.from_exception(error)
@@ -70,13 +73,21 @@ def _keep_frames_of(described: traceback.TracebackException, directory: Path, se
     if id(described) in seen:
         return
     seen.add(id(described))
-    described.stack = traceback.StackSummary.from_list(
-        [frame for frame in described.stack if _is_of(frame.filename, directory)]
-    )
+    described.stack = _own_frames(described.stack, directory)
+    if isinstance(name := getattr(described, "filename", None), str) and _is_of(name, directory):
+        described.filename = str(Path(name).relative_to(directory))  # of a SyntaxError
     related = [described.__cause__, described.__context__, *(getattr(described, "exceptions", None) or ())]
     for other in related:
         if other is not None:
             _keep_frames_of(other, directory, seen)
+
+
+def _own_frames(stack: traceback.StackSummary, directory: Path) -> traceback.StackSummary:
+    own = [frame for frame in stack if _is_of(frame.filename, directory)]
+    for frame in own:
+        frame.line  # noqa: B018 - reads the source line, which the shorter name would not lead to
+        frame.filename = str(Path(frame.filename).relative_to(directory))
+    return traceback.StackSummary.from_list(own)
 
 
 def _is_of(filename: str, directory: Path) -> bool:
@@ -85,8 +96,7 @@ def _is_of(filename: str, directory: Path) -> bool:
 
 def describe_frame(frame: FrameType | None, directory: Path) -> str:
     """Where in the submission a thread stands now; "" when it is not in its code."""
-    stack = traceback.extract_stack(frame)
-    return _shorten("".join(traceback.format_list([f for f in stack if _is_of(f.filename, directory)])))
+    return _shorten("".join(_own_frames(traceback.extract_stack(frame), directory).format()))
 
 
 def _shorten(text: str) -> str:

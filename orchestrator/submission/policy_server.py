@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import errno
 import os
 import socket
 import sys
@@ -19,7 +20,7 @@ from typing import Any
 
 from orchestrator.submission.door import DEFAULT_CONNECTIONS, Door
 from orchestrator.submission.handshake import HostState, reply, send_message
-from orchestrator.submission.loading import describe_exception, describe_frame, load_agent_class
+from orchestrator.submission.loading import NotAnAgent, describe_exception, describe_frame, load_agent_class
 from orchestrator.submission.startup import UnusableKey, end_on_signals, end_process, take_session_key
 from orchestrator.submission.transport import ByteStream, ConnectionLost, WebSocket, accept_websocket
 from orchestrator.submission.wire import WireError, packb, unpackb
@@ -32,6 +33,7 @@ MAX_MESSAGE_BYTES = 64 * 2**20
 SEND_SECONDS = 60.0
 LINGER_AFTER_FAILURE_SECONDS = 60.0
 EXIT_NOT_LOADED = 1
+EXIT_DISK_FULL = 3
 
 
 class PolicyServer:
@@ -43,6 +45,7 @@ class PolicyServer:
         self._state_changed = threading.Condition()
         self._state = HostState.LOADING
         self._error: str | None = None
+        self._loading_thread: int | None = None
         self._make_agent: Callable[[], Any] | None = None
         self._spare_agents: list[Any] = []
 
@@ -50,12 +53,14 @@ class PolicyServer:
 
     def load(self) -> None:
         """Import the agent and construct it once, in the calling thread; the state says how it went."""
+        self._loading_thread = threading.get_ident()
         try:
             make_agent = load_agent_class(self.directory)
             # Shows what the constructor raises now; the first connection gets this very instance.
             agent = make_agent()
         except BaseException as error:  # noqa: BLE001 - it is their code, sys.exit() included
-            self.fail(describe_exception(error, self.directory))
+            gap = " " if isinstance(error, NotAnAgent) else "\n"
+            self.fail(f"the submission did not load:{gap}{describe_exception(error, self.directory)}")
             return
         with self._state_changed:
             if self._state is HostState.LOADING:
@@ -70,13 +75,18 @@ class PolicyServer:
                 return
             self._state, self._error = HostState.FAILED, reason
             self._state_changed.notify_all()
-        print(f"the agent did not load:\n{reason}", file=sys.stderr, flush=True)
+        print(reason, file=sys.stderr, flush=True)
 
     def wait_loaded(self, timeout_seconds: float) -> HostState:
         """How it stands once it is loaded or failed, or the time is over."""
         with self._state_changed:
             self._state_changed.wait_for(lambda: self._state is not HostState.LOADING, timeout_seconds)
             return self._state
+
+    def loading_at(self) -> str:
+        """Where in the submission's code the loading stands; "" where it does not stand there."""
+        frame = sys._current_frames().get(self._loading_thread or 0)
+        return "" if frame is None else describe_frame(frame, self.directory)
 
     # ----------------------------------------------------------------------------------- connections
 
@@ -102,7 +112,8 @@ class PolicyServer:
                 ok, error = False, "another archive is here already"
         elif operation != "status":
             ok, error = False, f"unknown operation {str(operation)[:32]!r}"
-        send_message(stream, reply(ok, state, error), deadline)
+        where = self.loading_at() if state is HostState.LOADING else ""
+        send_message(stream, reply(ok, state, error) | ({"where": where} if where else {}), deadline)
         return ok and operation == "policy"
 
     def _converse(self, websocket: WebSocket) -> None:
@@ -121,6 +132,9 @@ class PolicyServer:
         except _AgentRaised as raised:
             text = describe_exception(raised.error, self.directory)
             print(text, file=sys.stderr, flush=True)
+            if self._archive_sha256 is not None and _is_of_a_full_disk(raised.error):
+                # A full disk stays full: the container ends in this episode, and not in one that comes after.
+                end_process(EXIT_DISK_FULL)
             self._send_last(websocket, text)
 
     def _new_agent(self) -> Any:
@@ -159,6 +173,11 @@ class _AgentRaised(Exception):
     def __init__(self, error: BaseException) -> None:
         super().__init__(error)
         self.error = error
+
+
+def _is_of_a_full_disk(error: BaseException) -> bool:
+    full = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    return isinstance(error, OSError) and error.errno in full
 
 
 def _binary(message: bytes | bytearray | str) -> bytes | bytearray:
@@ -237,13 +256,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _watch_loading(server: PolicyServer, timeout_seconds: float, *, lingers: bool) -> None:
     """End the process when the agent did not load in time, after the reason could be asked for."""
-    loading_thread = threading.get_ident()
 
     def watch() -> None:
         if server.wait_loaded(timeout_seconds) is HostState.LOADING:
-            frame = sys._current_frames().get(loading_thread)
-            where = describe_frame(frame, server.directory)
-            server.fail(f"the agent did not load within {timeout_seconds:g} s; it stands at:\n{where}")
+            words = f"the submission did not load within {timeout_seconds:g} s; it stands at:"
+            server.fail(f"{words}\n{server.loading_at()}")
         if server.wait_loaded(0) is HostState.FAILED:
             time.sleep(LINGER_AFTER_FAILURE_SECONDS if lingers else 0)
             end_process(EXIT_NOT_LOADED)

@@ -246,8 +246,10 @@ class WebSocket:
             self._take(frame)
         error = self._protocol.parser_exc
         if error is not None:
-            what = "a message above the size limit" if isinstance(error, PayloadTooBig) else str(error)
-            raise WireError(f"not the WebSocket protocol: {what}")
+            if isinstance(error, PayloadTooBig):
+                size = (error.size or 0) + (error.current_size or 0)
+                raise WireError(f"a message of {size} bytes or more, above the limit of {error.max_size}")
+            raise WireError(f"not the WebSocket protocol: {error}")
         self._flush(deadline)
 
     def _take(self, frame: Frame) -> None:

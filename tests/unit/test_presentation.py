@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.domain.episodes import FaultClass
+from orchestrator.domain.episodes import EpisodeOutcome, FaultClass
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.lifecycle import JobStatus
 from orchestrator.domain.messages import EvalJobMessage, EvalResultMessage
@@ -19,6 +19,7 @@ from orchestrator.presentation import (
     write_bundle,
 )
 from tests.episode_outcomes import AT, outcome
+from tests.golden_texts import check_golden
 
 EPISODES = [
     outcome("reach-v3", 10.0, steps=100),
@@ -113,6 +114,104 @@ def test_text_of_a_submission_cannot_drive_the_terminal() -> None:
     )
 
     assert not set("\x1b\x07\r") & set(shown([hostile]))
+
+
+def result_of(
+    outcomes: list[EpisodeOutcome],
+    status: JobStatus = JobStatus.COMPLETED,
+    planned: int | None = None,
+    **more: str,
+) -> EvalResultMessage:
+    message = EvalJobMessage(job_id=3, env_provider="metaworld", benchmark_name="MT10")
+    return build_result(message, status, outcomes, planned or len(outcomes), validator_hotkey="v", **more)
+
+
+def without_trailing_spaces(text: str) -> str:
+    return "".join(line.rstrip() + "\n" for line in text.splitlines())
+
+
+TRACEBACK = """Traceback (most recent call last):
+  File "agent.py", line 12, in act
+    return self.policy(observation["joints"])
+KeyError: 'joints'
+"""
+
+
+def test_faults_are_shown_by_task_and_the_first_of_each_class_in_words() -> None:
+    crash = "step 4: the submission ended: killed by SIGSEGV\nthe end of its log:\nFatal Python error: ..."
+    raised = f"step 0: the policy raised an exception:\n{TRACEBACK}"
+    outcomes = [
+        outcome("reach-v3", episode_id=0, steps=100),
+        outcome(
+            "reach-v3", 2.0, success=False, fault=FaultClass.POLICY_EXCEPTION, episode_id=1, detail=raised
+        ),
+        outcome("push-v3", 2.0, success=False, fault=FaultClass.CRASH, episode_id=0, detail=crash),
+        outcome(
+            "push-v3", 2.0, success=False, fault=FaultClass.POLICY_EXCEPTION, episode_id=1, detail="later"
+        ),
+    ]
+
+    check_golden("bad_submissions", "eval_faults", without_trailing_spaces(shown([result_of(outcomes)], 100)))
+
+
+def test_clipped_actions_are_told_of_below_the_table() -> None:
+    outcomes = [
+        outcome("reach-v3", episode_id=0, clipped_actions=7),
+        outcome("reach-v3", episode_id=1),
+        outcome("push-v3", episode_id=0, clipped_actions=5),
+    ]
+
+    check_golden(
+        "bad_submissions", "eval_clipped", without_trailing_spaces(shown([result_of(outcomes)], 100))
+    )
+    assert "clipped" not in shown([result_of(outcomes[1:2])])
+
+
+def test_a_submission_that_did_not_load_shows_its_traceback_once() -> None:
+    error = f"the submission did not load:\n{TRACEBACK}"
+    logs = f"reading weights\n{error}\nmore\n"
+
+    failed = result_of([], JobStatus.FAILED, 20, error=error, logs=logs)
+
+    check_golden("bad_submissions", "eval_did_not_load", without_trailing_spaces(shown([failed], 100)))
+
+
+def test_a_submission_that_ended_too_often_shows_the_table_the_faults_the_reason_and_the_log() -> None:
+    detail = "step 10: the submission ended: out of memory: 2216689664 bytes of 2147483648 allowed"
+    outcomes = [
+        outcome(
+            "reach-v3", 2.0, success=False, fault=FaultClass.OUT_OF_MEMORY, episode_id=number, detail=detail
+        )
+        for number in range(2)
+    ]
+    error = (
+        "the submission ended or hung in more than 2 episodes, the limit of this installation; "
+        f"the last was episode 2 of reach-v3, {detail}"
+    )
+
+    failed = result_of(outcomes, JobStatus.FAILED, 10, error=error, logs="loading the replay buffer\n")
+
+    check_golden("bad_submissions", "eval_ended_too_often", without_trailing_spaces(shown([failed], 100)))
+
+
+def test_of_many_tasks_with_faults_the_first_are_shown() -> None:
+    outcomes = [
+        outcome(f"task-{number}", success=False, fault=FaultClass.CRASH, detail="step 1: gone")
+        for number in range(25)
+    ]
+
+    text = shown([result_of(outcomes)])
+
+    assert text.count("faults of task-") == 20
+    assert "and faults of 5 more tasks" in text
+
+
+def test_the_words_of_a_fault_cannot_drive_the_terminal() -> None:
+    hostile = outcome(
+        "reach-v3", success=False, fault=FaultClass.POLICY_EXCEPTION, detail="\x1b[2J\rgone\x07"
+    )
+
+    assert not set("\x1b\x07\r") & set(shown([result_of([hostile])]))
 
 
 def test_the_json_keeps_every_key_and_is_valid_where_numbers_are_not_finite() -> None:

@@ -39,8 +39,10 @@ class CheckedAction(NamedTuple):
     clipped: int
 
 
-def leaf_action(space: AnySpace, value: Any, name: str) -> CheckedAction:
+def leaf_action(space: AnySpace, value: Any, name: str, *, clip: bool = True) -> CheckedAction:
     """The action of a plain space; `name` is its wire name, for the words of an error ("" for none).
+
+    Without `clip`, numbers of a Box out of its bounds are refused.
 
     Raises:
         InvalidAction, NonFiniteAction: see `spaces.from_wire`.
@@ -51,7 +53,7 @@ def leaf_action(space: AnySpace, value: Any, name: str) -> CheckedAction:
         return CheckedAction(value, 0)
     array = _numbers(space, value, name)
     if isinstance(space, spaces.Box):
-        return _box_action(space, array, name)
+        return _box_action(space, array, name, clip)
     if isinstance(space, spaces.Discrete):
         return CheckedAction(int(_in_range(space, array, space.start, space.n, name)), 0)
     if isinstance(space, spaces.MultiDiscrete):
@@ -71,8 +73,10 @@ def _numbers(space: AnySpace, value: Any, name: str) -> AnyArray:
     if array.dtype.kind not in kinds or array.shape != (space.shape or ()):
         raise InvalidAction(f"{where(name)}expected {_expected(space)}, got {seen(value)}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        bad = np.count_nonzero(~np.isfinite(array))
-        raise NonFiniteAction(f"{where(name)}{bad} of {array.size} numbers are NaN or infinite")
+        bad = ~np.isfinite(array)
+        index = _first(bad)
+        shown = _shown(bad, index, array[index], "not finite")
+        raise NonFiniteAction(f"{where(name)}{shown} is not finite")
     return array
 
 
@@ -99,14 +103,17 @@ def _count_numbers(value: Any) -> int:
     raise TypeError(f"it holds a {type(value).__name__}")
 
 
-def _box_action(space: spaces.Box, array: AnyArray, name: str) -> CheckedAction:
+def _box_action(space: spaces.Box, array: AnyArray, name: str, clip: bool) -> CheckedAction:
     action: AnyArray
     if space.dtype.kind == "f":
         with np.errstate(over="ignore"):  # what overflows is clipped below, or refused
             action = array.astype(space.dtype, order="C")
     else:
         action = _integral(space, array, name)
-    clipped = int(np.count_nonzero((action < space.low) | (action > space.high)))
+    outside = np.asarray((action < space.low) | (action > space.high), bool)
+    clipped = int(np.count_nonzero(outside))
+    if clipped and not clip:
+        raise InvalidAction(f"{where(name)}{_out_of_bounds(space, array, outside)}")
     if clipped:
         # Without dimensions, numpy gives a number back for the array.
         action = np.asarray(np.clip(action, space.low, space.high), dtype=action.dtype)
@@ -114,6 +121,26 @@ def _box_action(space: spaces.Box, array: AnyArray, name: str) -> CheckedAction:
     if space.dtype.kind == "f" and not np.isfinite(action).all():
         raise NonFiniteAction(f"{where(name)}numbers too large for {space.dtype}")
     return CheckedAction(action, clipped)
+
+
+def _out_of_bounds(space: spaces.Box, array: AnyArray, outside: npt.NDArray[np.bool_]) -> str:
+    index = _first(outside)
+    value, low, high = array[index], space.low[index], space.high[index]
+    side = f"below its lower bound {low!s}" if value < low else f"above its upper bound {high!s}"
+    return f"{_shown(outside, index, value, 'out of bounds')} is {side}"
+
+
+def _first(bad: npt.NDArray[np.bool_]) -> tuple[int, ...]:
+    """The index of the first number that is marked."""
+    return tuple(int(part) for part in np.argwhere(bad)[0])
+
+
+def _shown(bad: npt.NDArray[np.bool_], index: tuple[int, ...], value: Any, adjective: str) -> str:
+    """The first bad number with its place in the action, and how many there are if it is not the only one."""
+    shown = str(value)  # not an f-string: that makes a Python float of it, with digits that nobody sent
+    number = f"{list(index)} = {shown}" if index else shown
+    count = np.count_nonzero(bad)
+    return number if count == 1 else f"{count} of {bad.size} numbers are {adjective}: {number}"
 
 
 def _integral(space: AnySpace, array: AnyArray, name: str) -> npt.NDArray[np.object_]:

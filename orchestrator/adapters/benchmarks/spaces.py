@@ -69,21 +69,25 @@ def to_wire(space: AnySpace, observation: Any) -> dict[str, Any]:
     return dict(_flat_observation(space, observation, ""))
 
 
-def from_wire(space: AnySpace, actions: Any) -> CheckedAction:
+def from_wire(space: AnySpace, actions: Any, *, clip: bool = True) -> CheckedAction:
     """One action of `space` from the `actions` of a reply, as the environment expects it.
 
     Box: a fresh array of the space's shape and dtype; integers and floats of any width are cast, numbers out
-    of bounds are clipped and counted. Discrete: an int in [start, start + n); 2.0 and True count as integers.
+    of bounds are clipped and counted, or refused without `clip`. Discrete: an int in [start, start + n); 2.0
+    and True count as integers.
     MultiDiscrete and MultiBinary: an array of the space's shape and dtype. Dict and Tuple: from a dict by
     wire name, flat or nested (a Tuple also from a list), to a dict or tuple.
 
     Raises:
-        InvalidAction: wrong shape or type, a fraction where an integer belongs, or out of a discrete range.
+        InvalidAction: wrong shape or type, a fraction where an integer belongs, out of a discrete range, or
+            (without `clip`) out of a Box's bounds.
         NonFiniteAction: NaN or an infinity, also one that only appears in the cast to the space's dtype.
     """
     if not _children(space):
-        return leaf_action(space, actions, "")
-    checked = {name: leaf_action(leaf, value, name) for name, leaf, value in _parts(space, actions, "")}
+        return leaf_action(space, actions, "", clip=clip)
+    checked = {
+        name: leaf_action(leaf, value, name, clip=clip) for name, leaf, value in _parts(space, actions, "")
+    }
     action = _assembled(space, {name: part.action for name, part in checked.items()}, "")
     return CheckedAction(action, sum(part.clipped for part in checked.values()))
 

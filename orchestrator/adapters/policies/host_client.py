@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from orchestrator.domain.errors import InfrastructureError, SubmissionError
+from orchestrator.domain.errors import InfrastructureError, SubmissionError, SubmissionSilent
 from orchestrator.ports import Endpoint, HostClient
 from orchestrator.submission.handshake import (
     HandshakeFailed,
@@ -71,8 +71,9 @@ class SubmissionHostClient(HostClient):
         Raises:
             SubmissionError: the archive was refused, or the policy did not load (with its traceback), also
                 not in time.
-            InfrastructureError: the host was lost, did not prove the session key, or was late before it held
-                the archive.
+            SubmissionSilent: the host was lost or did not prove the session key once it held the archive: by
+                then it is the submission that answers.
+            InfrastructureError: likewise before that, or it was late before that.
         """
         start_up = _StartUp(timeout_seconds, self.environment_timeout_seconds)
         pause = FIRST_PAUSE_SECONDS
@@ -87,11 +88,11 @@ class SubmissionHostClient(HostClient):
                 answered_at = time.monotonic()
             except ConnectionLost as error:
                 if time.monotonic() >= min(start_up.deadline, answered_at + self.grace_seconds):
-                    raise InfrastructureError(f"the submission host was lost: {error}") from error
+                    raise _loss(held, str(error)) from error
             except TimeoutError:
                 answered_at = time.monotonic()
             except (WireError, HandshakeFailed) as error:
-                raise InfrastructureError(f"the submission host misbehaved: {error}") from error
+                raise _loss(held, str(error)) from error
             if last.state is HostState.SERVING:
                 return
             held = held or last.state in (HostState.PREPARING, HostState.LOADING)
@@ -143,6 +144,12 @@ class _StartUp:
         self.deadline = min(now + self._left_seconds, self._prepared_by)
 
 
+def _loss(held: bool, reason: str) -> InfrastructureError:
+    return (
+        SubmissionSilent(reason) if held else InfrastructureError(f"the submission host was lost: {reason}")
+    )
+
+
 def _lateness(held: bool, timeout_seconds: float, where: str) -> SubmissionError | InfrastructureError:
     if not held:
         return InfrastructureError("the submission host did not take the archive in time")
@@ -164,7 +171,7 @@ def _read(answer: dict[str, Any]) -> _Answer:
         reason = str(answer.get("error") or "the submission did not load")
         raise InfrastructureError(reason) if answer.get("ours") is True else SubmissionError(reason)
     if answer.get("ok") is not True:
-        raise InfrastructureError(f"the submission host refused: {answer.get('error')}")
+        raise WireError(f"it refused: {answer.get('error')}")
     return _Answer(state, str(answer.get("where") or ""))
 
 

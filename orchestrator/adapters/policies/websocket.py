@@ -135,7 +135,7 @@ class WebSocketConnection(PolicyConnection):
         request = {CONTROL_KEY: "reset", "episode": episode, "seed": seed, "sequence": self._sequence}
         reply = self._exchange(packb(request), timeout_seconds)
         if not (_is(reply.get(CONTROL_KEY), "reset") and _is(reply.get("sequence"), self._sequence)):
-            raise self._violation("the reply to a reset is not one")
+            raise self._violation(f"the reply to the reset is not one, or not to request {self._sequence}")
 
     def act(self, observation: Observation, timeout_seconds: float) -> Any:
         if self._numbers:
@@ -144,9 +144,11 @@ class WebSocketConnection(PolicyConnection):
         # A TypeError from here is the caller's: nothing was sent, the connection stays whole.
         reply = self._exchange(packb(observation), timeout_seconds)
         if self._numbers and not _is(reply.get(SEQUENCE_KEY), self._sequence):
-            raise self._violation("the reply belongs to another observation")
+            number = reply.get(SEQUENCE_KEY)
+            came = f"request {number}" if type(number) is int else "none"
+            raise self._violation(f"a reply to {came} came for request {self._sequence}")
         if "actions" not in reply:
-            raise self._violation("a reply without `actions`")
+            raise self._violation("the reply has no key `actions`")
         return reply["actions"]
 
     def abort(self) -> None:
@@ -170,6 +172,9 @@ class WebSocketConnection(PolicyConnection):
             self._websocket.refuse_unasked(deadline)
             self._websocket.send(request, deadline)
             return _unpack_reply(self._websocket.receive(deadline), self._limits)
+        except TimeoutError as error:
+            self.close()
+            raise PolicyLate(f"no whole reply within {timeout_seconds:g} s") from error
         except _TRANSPORT_ERRORS as error:
             self.close()
             raise _in_policy_words(error) from error

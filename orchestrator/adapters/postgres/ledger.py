@@ -34,7 +34,9 @@ LOCK_EPISODES = """
     FOR UPDATE OF e"""
 
 OUTCOME_FIELDS = tuple(each.name for each in fields(EpisodeOutcome))
-EPISODE_OUTCOME = ", ".join(OUTCOME_FIELDS)
+# In `metrics` beside others, where it is not zero.
+CLIPPED_ACTIONS = "coalesce((metrics ->> 'clipped_actions')::double precision, 0)::integer AS clipped_actions"
+EPISODE_OUTCOME = ", ".join(CLIPPED_ACTIONS if name == "clipped_actions" else name for name in OUTCOME_FIELDS)
 
 WRITE_OUTCOME = """
     UPDATE episodes SET finished = true, epoch = $4, episode_return = $5, steps = $6, success = $7,

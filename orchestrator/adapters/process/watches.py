@@ -70,7 +70,7 @@ def check_memory(shim_pid: int, limit_bytes: int) -> End | None:
     used = sum(map(_proportional_bytes, processes))
     if used <= limit_bytes:
         return None
-    return End(EndKind.OUT_OF_MEMORY, f"out of memory: {used} bytes of {limit_bytes}")
+    return End(EndKind.OUT_OF_MEMORY, f"out of memory: {used} bytes of {limit_bytes} allowed")
 
 
 def check_disk(directory: Path, limit_bytes: int) -> End | None:
@@ -78,7 +78,7 @@ def check_disk(directory: Path, limit_bytes: int) -> End | None:
     used = disk_bytes(directory)
     if used < limit_bytes:
         return None
-    return End(EndKind.OUT_OF_DISK, f"out of disk: {used} bytes of {limit_bytes}")
+    return End(EndKind.OUT_OF_DISK, f"out of disk: {used} bytes of {limit_bytes} allowed")
 
 
 def disk_bytes(directory: Path) -> int:

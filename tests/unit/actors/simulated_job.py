@@ -189,6 +189,7 @@ class FakePolicySource:
     replace_errors: list[Exception] = field(default_factory=list)
     evidence_errors: list[Exception] = field(default_factory=list)
     log_error: Exception | None = None
+    printed: str = "the log's end"
 
     async def start(self, claim: Claim, say: Any = None) -> PolicyConnector:
         raise NotImplementedError
@@ -210,7 +211,7 @@ class FakePolicySource:
     async def logs(self) -> str:
         if self.log_error is not None:
             raise self.log_error
-        return "the log's end"
+        return self.printed
 
     async def remove(self, claim: Claim) -> None:
         raise NotImplementedError
@@ -311,7 +312,8 @@ class FakeCluster:
         return None
 
     def _undecided(self, run: EpisodeRun, kind: RunKind, fault: FaultClass) -> RunReport:
-        return RunReport(run, kind, f"{fault.value} in episode {run.episode_id}", failed(run, fault))
+        detail = f"step 0: {fault.value} in episode {run.episode_id}"
+        return RunReport(run, kind, detail, failed(run, fault), place="step 0")
 
     async def _end(self, run: EpisodeRun, does: Does, container: FakeContainer) -> RunReport:
         in_company = run in self.in_company

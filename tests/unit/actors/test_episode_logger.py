@@ -81,13 +81,13 @@ def test_an_episode_message_holds_return_outcome_and_metrics_but_no_seed() -> No
     assert message.extra_metrics == {
         "terminated": True,
         "truncated": False,
-        "clipped_actions": 2,
+        "clipped_actions": 1,
         "policy_latency_mean_seconds": 0.5,
         "policy_latency_max_seconds": 0.75,
     }
     assert b"seed" not in finished.episode_message
     assert b"987654" not in finished.episode_message
-    assert finished.metrics["clipped_actions"] == 2.0
+    assert finished.metrics["clipped_actions"] == 1.0
 
 
 @pytest.mark.parametrize(

@@ -192,14 +192,27 @@ def test_of_a_chunk_the_horizon_is_played_before_the_policy_is_asked_again(horiz
     assert len(policy.timeouts) == asked
 
 
-def test_clipped_numbers_are_counted() -> None:
+def test_actions_out_of_bounds_are_clipped_and_counted() -> None:
     environment = ScriptedEnvironment(PLAIN_STEPS, gymnasium.spaces.Box(-1, 1, (2,), np.float32))
+    replies = iter([np.array([3.0, -2.0]), np.array([1.0, 0.5]), np.array([0.0, -9.0])])
 
-    report = play(environment, FakePolicy(lambda _: np.array([3.0, 0.5])))
+    report = play(environment, FakePolicy(lambda _: next(replies)))
 
     assert report.finished is not None
-    assert report.finished.metrics["clipped_actions"] == 3.0
-    assert environment.actions[0].tolist() == [1.0, 0.5]
+    assert report.finished.metrics["clipped_actions"] == 2.0
+    assert [action.tolist() for action in environment.actions] == [[1.0, -1.0], [1.0, 0.5], [0.0, -1.0]]
+
+
+def test_an_action_out_of_bounds_fails_the_episode_where_it_is_not_to_be_clipped() -> None:
+    environment = ScriptedEnvironment(PLAIN_STEPS, gymnasium.spaces.Box(-1, 1, (2,), np.float32))
+    replies = iter([np.array([1.0, -1.0]), np.array([0.5, -7.25])])
+
+    report = play(environment, FakePolicy(lambda _: next(replies)), limits=replace(LIMITS, clips=False))
+
+    assert report.kind is RunKind.SUBMISSION_FAULT
+    assert report.finished is not None
+    assert (report.finished.fault, report.finished.steps) == (FaultClass.INVALID_ACTION, 1)
+    assert report.detail == ("step 1: the action cannot be used: [1] = -7.25 is below its lower bound -1.0")
 
 
 @pytest.mark.parametrize(

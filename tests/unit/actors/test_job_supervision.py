@@ -79,7 +79,7 @@ class Submission:
     start_error: Exception | None = None
     removal: Callable[[], Awaitable[Any]] | None = None
 
-    async def start(self, claim: Claim) -> Any:
+    async def start(self, claim: Claim, say: Any = None) -> Any:
         if self.start_error is not None:
             raise self.start_error
         return object()

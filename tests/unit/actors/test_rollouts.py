@@ -132,6 +132,25 @@ async def test_one_crash_more_than_the_limit_fails_the_job_with_the_reason_and_t
     assert error.log_tail == "the log's end"
 
 
+@pytest.mark.parametrize(
+    ("printed", "told"),
+    [
+        ("the log's end", "\nthe end of its log:\nthe log's end"),
+        ("", ""),
+        ("old\n" * 10_000 + "last\n", "\nthe end of its log:\n" + "old\n" * 998 + "last"),
+    ],
+)
+async def test_a_charged_end_is_told_with_the_last_words_of_its_container(printed: str, told: str) -> None:
+    job = SimulatedJob([PLAY, CRASH], max_containers=10)
+    job.policy.printed = printed
+
+    await job.run()
+
+    outcome = job.ledger.committed[key(1)]
+    assert outcome.fault is FaultClass.CRASH
+    assert outcome.fault_detail == "step 0: the submission ended: exit code 139 (SIGSEGV)" + told
+
+
 async def test_a_log_that_cannot_be_read_does_not_hide_the_reason() -> None:
     job = SimulatedJob([CRASH] * 2, max_containers=1)
     job.policy.log_error = InfrastructureError("the API is away")

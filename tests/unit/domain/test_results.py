@@ -6,7 +6,7 @@ import pytest
 from orchestrator.domain.episodes import FaultClass
 from orchestrator.domain.lifecycle import FINAL, JobStatus
 from orchestrator.domain.messages import EvalJobMessage, EvalResultMessage
-from orchestrator.domain.results import build_result
+from orchestrator.domain.results import MAX_EXAMPLE_CHARS, build_result
 from tests.episode_outcomes import outcome
 
 
@@ -55,6 +55,46 @@ def test_a_task_with_faults_only_leaves_an_avg_reward_score_unknown() -> None:
     result = build_result(message, JobStatus.COMPLETED, outcomes, 2, validator_hotkey="v")
 
     assert (result.score, result.avg_reward, result.success_rate) == (None, None, 0.5)
+
+
+def test_the_first_episode_of_each_class_of_faults_is_told_of_in_words() -> None:
+    outcomes = [
+        outcome("a", 10.0),
+        outcome("a", 1.0, fault=FaultClass.STEP_TIMEOUT, episode_id=1, detail="step 3: no whole reply"),
+        outcome("b", 1.0, fault=FaultClass.CRASH, episode_id=0, detail="first"),
+        outcome("b", 1.0, fault=FaultClass.CRASH, episode_id=1, detail="second"),
+    ]
+
+    result = build_result(job(), JobStatus.COMPLETED, outcomes, 4, validator_hotkey="v")
+
+    assert result.extra_data is not None
+    assert result.extra_data["fault_examples"] == [
+        {"fault": "crash", "task_id": "b", "episode_id": 0, "detail": "first"},
+        {"fault": "step_timeout", "task_id": "a", "episode_id": 1, "detail": "step 3: no whole reply"},
+    ]
+
+
+def test_a_long_fault_is_told_of_by_its_beginning_and_its_end() -> None:
+    long = outcome("a", 1.0, fault=FaultClass.CRASH, detail="step 3: " + "x" * 100_000 + " KeyError")
+
+    result = build_result(job(), JobStatus.COMPLETED, [long], 1, validator_hotkey="v")
+
+    assert result.extra_data is not None
+    ((words,),) = [[example["detail"] for example in result.extra_data["fault_examples"]]]
+    assert len(words) == MAX_EXAMPLE_CHARS
+    assert words.startswith("step 3: x")
+    assert words.endswith("x KeyError")
+
+
+def test_clipped_actions_are_counted_by_task_and_in_all() -> None:
+    outcomes = [outcome("a", clipped_actions=3), outcome("a"), outcome("b", clipped_actions=2), outcome("c")]
+
+    result = build_result(job(), JobStatus.COMPLETED, outcomes, 4, validator_hotkey="v")
+
+    assert result.extra_data is not None
+    summaries = [*result.extra_data["tasks"], result.extra_data["overall"]]
+    counts = [(summary["clipped_episodes"], summary["clipped_actions"]) for summary in summaries]
+    assert counts == [(1, 3), (1, 2), (0, 0), (2, 5)]
 
 
 @pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.TIMEOUT, JobStatus.CANCELLED])

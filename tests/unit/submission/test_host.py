@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +18,7 @@ import pytest
 
 from orchestrator.adapters.policies.host_client import SubmissionHostClient
 from orchestrator.adapters.policies.websocket import WebSocketConnector
-from orchestrator.domain.errors import AuthenticationFailed, PolicyLost, SubmissionError
+from orchestrator.domain.errors import AuthenticationFailed, PolicyLost, PolicyRaised, SubmissionError
 from orchestrator.ports import Endpoint
 from orchestrator.submission.handshake import (
     HandshakeFailed,
@@ -23,6 +26,7 @@ from orchestrator.submission.handshake import (
     receive_message,
     send_message,
 )
+from orchestrator.submission.policy_server import EXIT_DISK_FULL
 from orchestrator.submission.startup import KEY_VARIABLE, UnusableKey, take_session_key
 from orchestrator.submission.transport import ByteStream, ConnectionLost
 from tests.policy_processes import ECHO_AGENT, RunningServer, running, running_host, write_archive
@@ -64,13 +68,39 @@ def waiting_host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningSe
 
 @pytest.fixture
 def host(tmp_path: Path) -> Iterator[RunningServer]:
-    with running_host(tmp_path / "work", KEY, "--port-file", str(tmp_path / "port")) as server:
+    with running_host(tmp_path / "work", KEY) as server:
         yield server
+
+
+def test_a_port_file_names_the_port_and_the_log_is_left_to_the_submission(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.write(writer, KEY)
+    os.close(writer)
+    port_file = tmp_path / "port"
+    command = ["-m", "orchestrator.submission.host", "--directory", str(tmp_path / "work")]
+    options = ["--port-file", str(port_file), "--key-fd", str(reader)]
+    process = subprocess.Popen(
+        [sys.executable, *command, *options],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        pass_fds=[reader],
+    )
+    os.close(reader)
+    try:
+        deadline = time.monotonic() + 60
+        while not port_file.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+
+        assert ask(int(port_file.read_text()), op="status")["state"] == "waiting"
+    finally:
+        process.terminate()
+        printed, _ = process.communicate(timeout=30)
+    assert printed == b""
 
 
 async def test_a_pushed_archive_is_served_by_the_same_process(host: RunningServer, tmp_path: Path) -> None:
     sha256 = write_archive(tmp_path / "a.tar.gz", {"mine/agent.py": ECHO_AGENT})
-    assert (tmp_path / "port").read_text() == f"{host.port}\n"
     assert ask(host.port, op="status") == {"ok": True, "state": "waiting", "error": None}
 
     await client(host).push_archive(tmp_path / "a.tar.gz", sha256, 60)
@@ -148,6 +178,45 @@ async def test_an_agent_that_loads_for_ever_is_reported_with_where_it_stands(tmp
 
     assert "did not load within 2 s" in caught.value.reason
     assert "threading.Event().wait()" in caught.value.reason
+
+
+async def test_a_submission_that_still_loads_says_where_it_stands(
+    host: RunningServer, tmp_path: Path
+) -> None:
+    agent = "import threading\ndef download():\n    threading.Event().wait()\nprint('begins')\ndownload()\n"
+    sha256 = write_archive(tmp_path / "a.tar.gz", {"agent.py": agent})
+    push = asyncio.create_task(client(host).push_archive(tmp_path / "a.tar.gz", sha256, 60))
+    await asyncio.to_thread(host.wait_for_line, "begins")
+
+    until = time.monotonic() + 30
+    while not (answer := await asyncio.to_thread(ask, host.port, op="status")).get("where"):
+        assert time.monotonic() < until
+
+    push.cancel()
+    assert answer["state"] == "loading"
+    assert answer["where"].splitlines()[-2:] == [
+        '  File "agent.py", line 3, in download',
+        "    threading.Event().wait()",
+    ]
+
+
+async def test_a_disk_that_is_full_ends_the_container_in_the_episode_that_filled_it(
+    host: RunningServer, tmp_path: Path
+) -> None:
+    agent = (
+        "import errno\nclass Agent:\n    def act(self, o):\n"
+        "        raise OSError(getattr(errno, o), 'the weights do not fit')\n"
+    )
+    sha256 = write_archive(tmp_path / "a.tar.gz", {"agent.py": agent})
+    await client(host).push_archive(tmp_path / "a.tar.gz", sha256, 60)
+
+    with pytest.raises(PolicyRaised, match="the weights do not fit"):
+        connector(host).connect(10).act({"observation": "EACCES"}, 10)
+    with pytest.raises(PolicyLost):
+        connector(host).connect(10).act({"observation": "ENOSPC"}, 10)
+
+    assert host.process.wait(30) == EXIT_DISK_FULL
+    host.wait_for_line("OSError: [Errno 28] the weights do not fit")
 
 
 async def test_a_refused_archive_is_reported_with_the_reason(host: RunningServer, tmp_path: Path) -> None:

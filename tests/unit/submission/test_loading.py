@@ -85,7 +85,7 @@ def test_a_traceback_shows_the_authors_line_and_none_of_ours(directory: Path) ->
         "        except IndexError:\n            raise RuntimeError('no action') from None",
     )
 
-    assert 'agent.py", line 6, in act' in text
+    assert 'File "agent.py", line 6, in act' in text
     assert "raise RuntimeError('no action')" in text
     assert text.rstrip().endswith("RuntimeError: no action")
     assert "loading.py" not in text
@@ -105,7 +105,8 @@ def test_the_cause_of_an_exception_is_shown(directory: Path) -> None:
 def test_a_syntax_error_shows_its_line(directory: Path) -> None:
     text = described(directory, "class Agent:\n    def act(self, o)\n        return 1")
 
-    assert 'agent.py", line 2' in text
+    assert 'File "agent.py", line 2' in text
+    assert "def act(self, o)" in text
     assert "SyntaxError" in text
 
 

@@ -117,6 +117,41 @@ def test_numbers_out_of_bounds_are_clipped_and_counted() -> None:
     assert clipped == 3
 
 
+@pytest.mark.parametrize(
+    ("space", "reply", "words"),
+    [
+        (ARM, [0.0, 1.5, 0.0, 0.0], "[1] = 1.5 is above its upper bound 1.0"),
+        (ARM, np.float32([0.1, 0, 0, -1.1]), "[3] = -1.1 is below its lower bound -1.0"),
+        (ARM, [9, 0, -2, 0], "2 of 4 numbers are out of bounds: [0] = 9 is above its upper bound 1.0"),
+        (ARM, [0.0, 0.0, 0.0, 1e300], "[3] = 1e+300 is above its upper bound 1.0"),
+        (
+            spaces.Box(0, 255, (2, 2), np.uint8),
+            [[0, 1], [2, 256.0]],
+            "[1, 1] = 256.0 is above its upper bound 255",
+        ),
+        (spaces.Box(-2, 2, (), np.float32), -3.5, "-3.5 is below its lower bound -2.0"),
+        (
+            spaces.Dict(arm=ARM, grip=GRIPPER),
+            {"arm": [0, 0, 0, 7], "grip": 0},
+            "arm: [3] = 7 is above its upper bound 1.0",
+        ),
+    ],
+)
+def test_without_clipping_a_number_out_of_bounds_is_refused_with_its_place_and_bound(
+    space: spaces.Space[Any], reply: Any, words: str
+) -> None:
+    with pytest.raises(InvalidAction) as caught:
+        from_wire(space, reply, clip=False)
+
+    assert str(caught.value) == words
+
+
+def test_without_clipping_an_action_at_the_bounds_is_taken() -> None:
+    action, clipped = from_wire(ARM, [1.0, -1.0, 0.0, 1.0], clip=False)
+
+    assert (action.tolist(), clipped) == ([1.0, -1.0, 0.0, 1.0], 0)
+
+
 def test_the_action_is_a_copy_that_the_environment_may_write_to() -> None:
     reply = np.frombuffer(np.zeros(4, np.float32).tobytes(), np.float32)
 
@@ -154,8 +189,12 @@ def test_what_is_no_array_of_numbers_is_refused(reply: Any) -> None:
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_a_number_that_is_not_finite_is_refused(bad: float) -> None:
-    with pytest.raises(NonFiniteAction, match="1 of 4 numbers"):
+    with pytest.raises(NonFiniteAction, match=rf"^\[1\] = {bad} is not finite$"):
         from_wire(ARM, [0.0, bad, 0.0, 0.0])
+    with pytest.raises(
+        NonFiniteAction, match=rf"^2 of 4 numbers are not finite: \[2\] = {bad} is not finite$"
+    ):
+        from_wire(ARM, [0.0, 0.0, bad, bad])
 
 
 def test_a_number_that_becomes_infinite_in_the_dtype_of_an_unbounded_box_is_refused() -> None:
