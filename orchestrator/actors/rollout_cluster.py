@@ -218,7 +218,8 @@ class RolloutCluster:
             raise (cause if isinstance(cause, Exception) else InfrastructureError(str(error))) from error
         except RayError as error:
             # The actor, its node or its memory: all of it is ours, and the worker is replaced.
-            raise WorkerLost(f"{type(error).__name__}: {str(error).partition(chr(10))[0]}") from error
+            first_line = str(error).partition("\n")[0]
+            raise WorkerLost(f"{type(error).__name__}: {first_line}") from error
         except TimeoutError as error:
             raise WorkerLost(f"no answer within {timeout_seconds} s") from error
 
