@@ -25,6 +25,7 @@ from orchestrator.domain.errors import UsageError
 from orchestrator.domain.lifecycle import JobStatus
 from orchestrator.domain.messages import EvalResultMessage
 from orchestrator.logging import escape_control_characters
+from orchestrator.submission.host import GREETING
 
 PIPE_COLUMNS = 160
 SUMMARY_COLUMNS = 110
@@ -65,10 +66,16 @@ def results_table(results: Sequence[EvalResultMessage]) -> RenderableType:
             parts += [_TaskTable(details), *_fault_lines(details["tasks"])]
         if result.error:
             parts.append(_plain_text(result.error, style="red"))
-        if result.logs and result.status is JobStatus.FAILED:
+        if result.logs and result.status is JobStatus.FAILED and _tells_more(result.logs, result.error or ""):
             parts.append(Text("the end of the submission's log:", style="dim"))
             parts.append(_plain_text(result.logs, style="dim"))
     return Group(*parts)
+
+
+def _tells_more(log: str, error: str) -> bool:
+    """Whether there is a line in the log that is not of the submission host, or in the error already."""
+    lines = (line.strip() for line in log.splitlines())
+    return any(line not in error and not line.startswith(GREETING) for line in lines)
 
 
 def _heading(result: EvalResultMessage) -> Text:

@@ -27,6 +27,7 @@ from orchestrator.submission.policy_server import EXIT_NOT_LOADED, LINGER_AFTER_
 from orchestrator.submission.startup import UnusableKey, end_on_signals, take_session_key
 from orchestrator.submission.transport import ByteStream
 
+GREETING = "waiting for an archive on "  # begins the log of every container
 CHUNK_BYTES = 256 * 1024
 REPLY_SECONDS = 10.0
 
@@ -188,7 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Door(listener, session_key, host.welcome, connections=options.connections).open()
     if options.port_file is not None:
         _write_port(options.port_file, listener.getsockname()[1])
-    print(f"waiting for an archive on {options.host}:{listener.getsockname()[1]}", flush=True)
+    print(f"{GREETING}{options.host}:{listener.getsockname()[1]}", flush=True)
     unpacked = host.outcome.get()
     if unpacked is None:
         time.sleep(LINGER_AFTER_FAILURE_SECONDS)  # so that whoever asks is told why
