@@ -105,7 +105,10 @@ class RolloutCluster:
             elif doubted_at is None:
                 doubted_at = time.monotonic()
             elif time.monotonic() - doubted_at > IMPOSSIBLE_SECONDS:
-                raise CannotRun(f"the job asks for {asked}; the cluster has {await _resources()}")
+                raise CannotRun(
+                    f"the job asks for {asked}; the cluster has {await _resources()}: "
+                    "ask for less by resources.workers and resources.cpus_per_worker"
+                )
             if not said and pause_seconds >= 0.5:
                 said = True
                 await waiting(f"waits for {asked}")
@@ -230,4 +233,5 @@ async def _resources() -> str:
         name: value for name, value in total.items() if name in ("CPU", "GPU") or name.startswith("accel")
     }
     nodes = len([name for name in total if name.startswith("node:") and "internal_head" not in name])
-    return f"{', '.join(f'{value:g} {name}' for name, value in sorted(shown.items()))} on {nodes} nodes"
+    amounts = ", ".join(f"{value:g} {name}" for name, value in sorted(shown.items()))
+    return f"{amounts} on {nodes} node{'' if nodes == 1 else 's'}"

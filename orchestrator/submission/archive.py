@@ -63,6 +63,9 @@ def unpack(archive: Path, destination: Path, limits: ArchiveLimits | None = None
     except ArchiveRefused:
         shutil.rmtree(destination, ignore_errors=True)
         raise
+    except EOFError:
+        shutil.rmtree(destination, ignore_errors=True)
+        raise ArchiveRefused("it is cut short: upload it again") from None
     except OSError as error:  # a full disk; gzip's own errors, too
         shutil.rmtree(destination, ignore_errors=True)
         raise ArchiveRefused(f"it cannot be unpacked: {error.strerror or error}") from None

@@ -151,11 +151,13 @@ def _check(job: EvalJobMessage, received: _Received) -> None:
     size, digest = received.size_bytes, received.sha256
     if job.artifact_size_bytes is not None and size != job.artifact_size_bytes:
         raise SubmissionError(
-            f"the archive has {size} bytes, the job says {job.artifact_size_bytes}: upload it again"
+            f"the archive has {size} bytes, the job says {job.artifact_size_bytes}: "
+            "upload it again, or correct artifact_size_bytes"
         )
     if job.artifact_sha256 is not None and digest != job.artifact_sha256.lower():
         raise SubmissionError(
-            f"the archive's sha256 is {digest}, the job says {job.artifact_sha256.lower()}: upload it again"
+            f"the archive's sha256 is {digest}, the job says {job.artifact_sha256.lower()}: "
+            "upload it again, or correct artifact_sha256"
         )
 
 
@@ -244,7 +246,7 @@ async def _get_from(address: str, url: httpx.URL, context: ssl.SSLContext, recei
         async with aclosing(response):
             if response.status_code in REDIRECTS:
                 return _location(response)
-            _check_status(response.status_code)
+            _check_status(response.status_code, url)
             received.announce(int(response.headers.get("content-length", 0)))
             async for chunk in response.aiter_raw(CHUNK_BYTES):
                 await asyncio.to_thread(received.write, chunk)
@@ -258,11 +260,16 @@ def _location(response: httpx.Response) -> str:
     return str(location)
 
 
-def _check_status(status: int) -> None:
+def _check_status(status: int, url: httpx.URL) -> None:
     if status == 200:
         return
-    if status in (401, 403, 404, 410):
-        raise SubmissionError(f"the archive's server answered {status}: expired or not there?")
+    if status in (401, 403):
+        raise SubmissionError(
+            f"the archive's server answered {status}: {shown(url)} may not be read, or no longer; "
+            "submit a job with a fresh URL"
+        )
+    if status in (404, 410):
+        raise SubmissionError(f"the archive's server answered {status}: there is nothing at {shown(url)}")
     if status >= 500 or status in WORTH_ANOTHER_TRY:
         raise InfrastructureError(f"the archive's server answered {status}")
     raise SubmissionError(f"the archive's server answered {status}, and not with the archive")

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import groupby
 from typing import Any
 from uuid import UUID
 
@@ -35,6 +37,7 @@ from orchestrator.ports import (
 
 MAX_BACKOFF_SECONDS = 60.0
 MAX_REASON_CHARS = 500
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 SELECT_JOB = """
     SELECT *, coalesce(lease_expires_at > clock_timestamp(), false) AS lease_is_live,
@@ -261,10 +264,10 @@ class PostgresJobStore:
                FROM claims WHERE job_id = $1 ORDER BY epoch DESC LIMIT 10""",
             job_id,
         )
+        # The same end again and again is said once.
+        ends = groupby(reversed(rows), key=lambda row: (row["outcomes"], row["why"]))
         history = "; ".join(
-            f"epoch {row['epoch']} at {row['claimed_at']:%Y-%m-%dT%H:%M:%SZ} "
-            f"with {row['outcomes']} outcomes: {row['why']}"
-            for row in reversed(rows)
+            f"{_epochs(list(claims))} with {outcomes} outcomes: {why}" for (outcomes, why), claims in ends
         )
         return f"given up after {fruitless} claims in a row without a new outcome: {history}"
 
@@ -524,6 +527,14 @@ async def _check_ledger_is_full(connection: Connection, job_id: int) -> None:
         raise InfrastructureError(
             f"job {job_id} may not be COMPLETED: {missing} of {planned} episodes have no outcome"
         )
+
+
+def _epochs(claims: Sequence[asyncpg.Record]) -> str:
+    first, last = claims[0], claims[-1]
+    if first is last:
+        return f"epoch {first['epoch']} at {first['claimed_at']:{TIME_FORMAT}}"
+    times = f"from {first['claimed_at']:{TIME_FORMAT}} to {last['claimed_at']:{TIME_FORMAT}}"
+    return f"epochs {first['epoch']} to {last['epoch']}, {times},"
 
 
 def _container(row: asyncpg.Record) -> ContainerRecord:

@@ -352,7 +352,7 @@ async def test_claims_in_a_row_without_progress_end_the_job_with_their_history(p
     job = await store.get(1)
     assert job is not None
     assert job.status is JobStatus.FAILED
-    assert "3 claims in a row without a new outcome: epoch 1 at" in (job.error or "")
+    assert "3 claims in a row without a new outcome: epochs 1 to 3, from" in (job.error or "")
     assert await queue_rows(pool, "eval_result") == 1
 
 
