@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
-import shutil
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -18,7 +16,6 @@ from urllib.parse import urlsplit
 from uuid import UUID
 
 import asyncpg
-import psutil
 import ray
 
 from orchestrator.actors.control_plane import RaySupervisors, sink_name
@@ -39,6 +36,12 @@ from orchestrator.actors.submission_container import (
 from orchestrator.adapters.artifacts.fetch import FetchLimits, fetch_archive
 from orchestrator.adapters.policies.host_client import SubmissionHostClient
 from orchestrator.adapters.policies.websocket import WebSocketConnector
+from orchestrator.adapters.postgres.clients import (
+    CONSUMER_APPLICATION,
+    CONSUMER_CONNECTIONS,
+    SINK_CONNECTIONS,
+    SUPERVISOR_CONNECTIONS,
+)
 from orchestrator.adapters.postgres.installation import Installation
 from orchestrator.adapters.postgres.job_store import JobRules, PostgresJobStore
 from orchestrator.adapters.postgres.ledger import PostgresLedger
@@ -52,13 +55,13 @@ from orchestrator.domain.episodes import EpisodeOutcome
 from orchestrator.domain.errors import InfrastructureError, UsageError
 from orchestrator.domain.messages import EvalResultMessage
 from orchestrator.domain.results import build_result
+from orchestrator.job_scratch import remove_scratch, scratch_path, sweep_scratch
 from orchestrator.logging import bind_process, configure_logging, get_logger
 from orchestrator.ports import Claim, ContainerLimits, Containers, Endpoint, Job, PolicyConnector
 from orchestrator.settings import Settings
 
 log = get_logger()
 
-CONSUMER_APPLICATION = "orchestrator consumer"
 EXTERNAL_SCHEME = "ws"
 
 
@@ -139,7 +142,7 @@ class ControlPlaneRecipe:
 
     @asynccontextmanager
     async def open_sink(self) -> AsyncIterator[ResultSink]:
-        async with self._pool("orchestrator sink", max_size=4) as pool:
+        async with self._pool("orchestrator sink", max_size=SINK_CONNECTIONS) as pool:
             yield ResultSink(
                 ledger=ledger(pool, self.settings),
                 max_bytes=self.settings.sink_queue_bytes,
@@ -149,7 +152,7 @@ class ControlPlaneRecipe:
 
     @asynccontextmanager
     async def open_consumer(self) -> AsyncIterator[QueueConsumer]:
-        async with self._pool(CONSUMER_APPLICATION, max_size=8) as pool:
+        async with self._pool(CONSUMER_APPLICATION, max_size=CONSUMER_CONNECTIONS) as pool:
             store = job_store(pool, self.settings)
             supervisors = RaySupervisors(self)
             reconciler = Reconciler(
@@ -175,12 +178,10 @@ class ControlPlaneRecipe:
     @asynccontextmanager
     async def open_supervision(self, job_id: int, holder: UUID) -> AsyncIterator[JobSupervision]:
         started_at = time.monotonic()
-        # A directory of this process alone: an older one that thaws must not remove what a newer one uses.
-        installation = str(self.installation.installation_id)
-        name = f"{job_id}-{os.getpid()}-{time.time_ns()}"
-        scratch = data_directory(self.settings) / "scratch" / installation / name
-        await asyncio.to_thread(_sweep_scratch, scratch.parent)
-        async with self._pool(f"orchestrator job {job_id}", max_size=4) as pool:
+        data_dir = data_directory(self.settings)
+        scratch = scratch_path(data_dir, self.installation.installation_id, job_id)
+        await asyncio.to_thread(sweep_scratch, data_dir)
+        async with self._pool(f"orchestrator job {job_id}", max_size=SUPERVISOR_CONNECTIONS) as pool:
             store = patient(job_store(pool, self.settings), self.settings.lease_seconds)
             parts = SupervisionParts(
                 store=store,
@@ -195,7 +196,7 @@ class ControlPlaneRecipe:
             try:
                 yield JobSupervision(parts, job_id, holder, started_at)
             finally:
-                await asyncio.to_thread(_remove_scratch, scratch)
+                await asyncio.to_thread(remove_scratch, scratch)
 
     def _pool(self, application: str, max_size: int) -> Any:
         return open_pool(
@@ -295,22 +296,6 @@ async def remove_containers(settings: Settings, installation: Installation) -> N
             await containers.remove(owned.handle)
         except InfrastructureError as error:
             log.warning("container_left", container_id=str(owned.container_id), why=str(error))
-
-
-def _sweep_scratch(directory: Path) -> None:
-    """Remove the scratch directories whose process was killed before it could."""
-    for scratch in directory.glob("*-*-*"):
-        process = scratch.name.split("-")[1]
-        if not (process.isdigit() and psutil.pid_exists(int(process))):
-            _remove_scratch(scratch)
-
-
-def _remove_scratch(scratch: Path) -> None:
-    """Remove a job's scratch directory, and its parents where nothing else is in them."""
-    shutil.rmtree(scratch, ignore_errors=True)
-    for parent in (scratch.parent, scratch.parent.parent):
-        with contextlib.suppress(OSError):
-            parent.rmdir()
 
 
 def _connector(endpoint: Endpoint, key: bytes) -> PolicyConnector:

@@ -13,6 +13,7 @@ from typing import Any
 
 import asyncpg
 
+from orchestrator.adapters.postgres.clients import CONSUMER_APPLICATION
 from orchestrator.adapters.postgres.embedded import embedded_postgres
 from orchestrator.adapters.postgres.installation import Installation, has_client, take_generation
 from orchestrator.adapters.postgres.migrate import check_schema, migrate
@@ -162,8 +163,6 @@ async def control_plane(settings: Settings, database: Database, *, cpus: int) ->
 
 async def is_live(pool: asyncpg.Pool[asyncpg.Record]) -> bool:
     """Whether a consumer works on this database now."""
-    from orchestrator.app import CONSUMER_APPLICATION
-
     return await retrying(
         lambda: has_client(pool, CONSUMER_APPLICATION),
         deadline_seconds=DATABASE_PATIENCE_SECONDS,

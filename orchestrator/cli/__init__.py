@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from orchestrator.cli import evaluation, replay, service, settings
+from orchestrator.cli import doctor, evaluation, replay, service, settings
 from orchestrator.ray_environment import prepare_ray_environment
 
 app = typer.Typer(
@@ -19,6 +19,7 @@ app.add_typer(evaluation.commands)
 app.add_typer(service.commands)
 app.add_typer(settings.commands)
 app.add_typer(replay.commands)
+app.add_typer(doctor.commands)
 app.add_typer(service.database_commands, name="db")
 
 

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
+from orchestrator.adapters.postgres.clients import COMMAND_CONNECTIONS
 from orchestrator.adapters.postgres.pool import Database, open_pool
 from orchestrator.settings import Settings
 
@@ -17,7 +18,7 @@ ReadSettings = Callable[[], Settings]
 @asynccontextmanager
 async def command_pool(database: Database) -> AsyncIterator[asyncpg.Pool[asyncpg.Record]]:
     """The few connections that a command needs."""
-    async with open_pool(database, application_name="orchestrator cli", max_size=2) as pool:
+    async with open_pool(database, application_name="orchestrator cli", max_size=COMMAND_CONNECTIONS) as pool:
         yield pool
 
 

@@ -131,7 +131,10 @@ def container_processes(base: Path, spec: ContainerSpec) -> list[psutil.Process]
 
 
 async def daemon_of(containers: ProcessContainers, handle: str) -> ProcessIdentity:
-    printed = (await containers.logs(handle, 1000)).split()
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        # It is ready before the shim has written down what it printed.
+        while "daemon" not in (printed := (await containers.logs(handle, 1000)).split()):
+            await asyncio.sleep(0.01)
     daemon = identity_of(int(printed[printed.index("daemon") + 1]))
     assert daemon is not None
     return daemon
