@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
-import platform
-import shutil
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,7 +16,6 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
-import psutil
 import ray
 
 from orchestrator.actors.control_plane import RaySupervisors, sink_name
@@ -39,6 +35,12 @@ from orchestrator.actors.submission_container import (
 from orchestrator.adapters.artifacts.fetch import FetchLimits, check_reference, fetch_archive
 from orchestrator.adapters.policies.host_client import SubmissionHostClient
 from orchestrator.adapters.policies.websocket import WebSocketConnector
+from orchestrator.adapters.postgres.clients import (
+    CONSUMER_APPLICATION,
+    CONSUMER_CONNECTIONS,
+    SINK_CONNECTIONS,
+    SUPERVISOR_CONNECTIONS,
+)
 from orchestrator.adapters.postgres.installation import Installation
 from orchestrator.adapters.postgres.patience import patient
 from orchestrator.adapters.postgres.pool import Database, open_pool
@@ -46,12 +48,12 @@ from orchestrator.adapters.postgres.reconciliation import ReconciliationQueries
 from orchestrator.adapters.postgres.retention import Retention, RetentionRules
 from orchestrator.adapters.process.client_process import is_known_dead
 from orchestrator.domain.errors import InfrastructureError, UsageError
+from orchestrator.job_scratch import remove_scratch, scratch_path, sweep_scratch
 from orchestrator.limits import container_limits, episode_limits
 from orchestrator.logging import bind_process, configure_logging, get_logger
 from orchestrator.ports import Claim, Containers, Endpoint, JobStore, PolicyConnector
 from orchestrator.settings import Settings
 from orchestrator.stores import (
-    CONSUMER_APPLICATION,
     EXTERNAL_SCHEME,
     data_directory,
     job_store,
@@ -101,7 +103,7 @@ class ControlPlaneRecipe:
 
     @asynccontextmanager
     async def open_sink(self) -> AsyncIterator[ResultSink]:
-        async with self._pool("orchestrator sink", max_size=4) as pool:
+        async with self._pool("orchestrator sink", max_size=SINK_CONNECTIONS) as pool:
             yield ResultSink(
                 ledger=ledger(pool, self.settings),
                 max_bytes=self.settings.sink_queue_bytes,
@@ -111,7 +113,7 @@ class ControlPlaneRecipe:
 
     @asynccontextmanager
     async def open_consumer(self) -> AsyncIterator[QueueConsumer]:
-        async with self._pool(CONSUMER_APPLICATION, max_size=8) as pool:
+        async with self._pool(CONSUMER_APPLICATION, max_size=CONSUMER_CONNECTIONS) as pool:
             store = job_store(pool, self.settings)
             supervisors = RaySupervisors(self)
             reconciler = Reconciler(
@@ -138,13 +140,10 @@ class ControlPlaneRecipe:
     @asynccontextmanager
     async def open_supervision(self, job_id: int, holder: UUID) -> AsyncIterator[JobSupervision]:
         started_at = time.monotonic()
-        # A directory of this process alone: an older one that thaws must not remove what a newer one uses. By
-        # machine: where they share a disk, the processes of one are no processes to the others.
-        machine = Path(str(self.installation.installation_id)) / platform.node()
-        name = f"{job_id}-{os.getpid()}-{time.time_ns()}"
-        scratch = data_directory(self.settings) / "scratch" / machine / name
-        await asyncio.to_thread(_sweep_scratch, scratch.parent)
-        async with self._pool(f"orchestrator job {job_id}", max_size=4) as pool:
+        data_dir = data_directory(self.settings)
+        scratch = scratch_path(data_dir, self.installation.installation_id, job_id)
+        await asyncio.to_thread(sweep_scratch, data_dir)
+        async with self._pool(f"orchestrator job {job_id}", max_size=SUPERVISOR_CONNECTIONS) as pool:
             store = patient(job_store(pool, self.settings), self.settings.lease_seconds)
             parts = SupervisionParts(
                 store=store,
@@ -160,7 +159,7 @@ class ControlPlaneRecipe:
             try:
                 yield JobSupervision(parts, job_id, holder, started_at)
             finally:
-                await asyncio.to_thread(_remove_scratch, scratch)
+                await asyncio.to_thread(remove_scratch, scratch)
 
     def _pool(self, application: str, max_size: int) -> Any:
         return open_pool(
@@ -268,22 +267,6 @@ def _server_address(url: str) -> tuple[str, int]:
             f"write {EXTERNAL_SCHEME}://HOST:PORT, with a port from 1 to 65535"
         )
     return host, port
-
-
-def _sweep_scratch(directory: Path) -> None:
-    """Remove those scratch directories of this machine whose process was killed before it could."""
-    for scratch in directory.glob("*-*-*"):
-        process = scratch.name.split("-")[1]
-        if not (process.isdigit() and psutil.pid_exists(int(process))):
-            _remove_scratch(scratch)
-
-
-def _remove_scratch(scratch: Path) -> None:
-    """Remove a job's scratch directory, and its parents where nothing else is in them."""
-    shutil.rmtree(scratch, ignore_errors=True)
-    for parent in (scratch.parent, scratch.parent.parent, scratch.parent.parent.parent):
-        with contextlib.suppress(OSError):
-            parent.rmdir()
 
 
 def _connector(endpoint: Endpoint, key: bytes) -> PolicyConnector:

@@ -14,6 +14,7 @@ from typing import Any
 
 import asyncpg
 
+from orchestrator.adapters.postgres.clients import CONSUMER_APPLICATION
 from orchestrator.adapters.postgres.embedded import embedded_postgres
 from orchestrator.adapters.postgres.installation import Installation, has_client, take_generation
 from orchestrator.adapters.postgres.migrate import check_schema, migrate
@@ -22,7 +23,6 @@ from orchestrator.domain.errors import InfrastructureError
 from orchestrator.logging import get_logger
 from orchestrator.ray_session import make_session_directory, remove_session
 from orchestrator.settings import Settings
-from orchestrator.stores import CONSUMER_APPLICATION
 from orchestrator.waiting import uninterrupted
 
 log = get_logger()

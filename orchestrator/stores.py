@@ -23,7 +23,6 @@ from orchestrator.ports import Containers, Job
 from orchestrator.settings import Settings
 from orchestrator.submission.preparation import EnvironmentOptions
 
-CONSUMER_APPLICATION = "orchestrator consumer"
 EXTERNAL_SCHEME = "ws"
 
 

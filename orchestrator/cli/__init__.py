@@ -7,6 +7,7 @@ import sys
 import typer
 
 from orchestrator.cli import (
+    doctor,
     evaluation,
     job_outputs,
     jobs,
@@ -35,6 +36,7 @@ app.add_typer(job_outputs.commands)
 app.add_typer(settings.commands)
 app.add_typer(replay.commands)
 app.add_typer(maintenance.commands)
+app.add_typer(doctor.commands)
 app.add_typer(service.database_commands, name="db")
 submissions.commands.add_typer(packing.commands)
 app.add_typer(submissions.commands, name="submission")

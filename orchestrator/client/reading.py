@@ -7,6 +7,7 @@ from collections.abc import AsyncGenerator, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 
+from orchestrator.adapters.postgres.clients import CONSUMER_APPLICATION
 from orchestrator.adapters.postgres.held_rows import held_rows
 from orchestrator.client.connection import DatabaseClient
 from orchestrator.client.following import JobStream, Pace, Progress
@@ -17,7 +18,7 @@ from orchestrator.domain.lifecycle import JobStatus
 from orchestrator.domain.messages import EvalResultMessage
 from orchestrator.domain.reports import HeldRow, JobFilter, JobInfo, JobSummary, TaskCounts, waits_for
 from orchestrator.runtime import Liveness, is_live
-from orchestrator.stores import CONSUMER_APPLICATION, ledger, submission_containers
+from orchestrator.stores import ledger, submission_containers
 
 
 class ReadingClient(DatabaseClient):

@@ -243,11 +243,7 @@ def find_binaries(files: ServerFiles, account: Account) -> Path:
     Raises:
         InfrastructureError: the wheel with the binaries is not installed.
     """
-    # Found, not imported: importing the package would start its own server management.
-    spec = importlib.util.find_spec(_WHEEL)
-    if spec is None or not spec.submodule_search_locations:
-        raise InfrastructureError(f"the package {_WHEEL}, which has the embedded Postgres, is not installed")
-    package = Path(spec.submodule_search_locations[0])
+    package = _package()
     if _is_usable(package / _INSTALLATION, account):
         return package / _INSTALLATION / "bin"
     version = importlib.metadata.version(_WHEEL.replace("_", "-"))
@@ -255,6 +251,23 @@ def find_binaries(files: ServerFiles, account: Account) -> Path:
     if not copy.exists():
         _copy_binaries(package, copy)
     return copy / _WHEEL / _INSTALLATION / "bin"
+
+
+def installed_server() -> Path:
+    """The program `postgres` of the installed wheel, for whoever may run it.
+
+    Raises:
+        InfrastructureError: the wheel is not installed.
+    """
+    return _package() / _INSTALLATION / "bin" / "postgres"
+
+
+def _package() -> Path:
+    # Found, not imported: importing the package would start its own server management.
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is None or not spec.submodule_search_locations:
+        raise InfrastructureError(f"the package {_WHEEL}, which has the embedded Postgres, is not installed")
+    return Path(spec.submodule_search_locations[0])
 
 
 def _is_usable(installation: Path, account: Account) -> bool:

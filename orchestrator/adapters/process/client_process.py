@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 
-from orchestrator.adapters.process.handles import this_machine
+from orchestrator.adapters.process.places import this_machine
 from orchestrator.adapters.process.processes import ProcessIdentity, started_at
 
 

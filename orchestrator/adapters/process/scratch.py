@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from orchestrator.adapters.process.places import Place
 from orchestrator.adapters.process.processes import ProcessIdentity
 
 _LOCK_POLL_SECONDS = 0.02
@@ -66,6 +67,7 @@ class ShimSpec:
     memory_bytes: int | None = None
     disk_bytes: int | None = None
     watched: ProcessIdentity | None = None
+    place: Place | None = None  # where the numbers of its processes and of `watched` mean something
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,8 +181,12 @@ class ContainerDirectory:
         data = read_json(self.spec_file)
         with _of_another_version():
             if data is not None:
-                watched = data.pop("watched")
-                return ShimSpec(**data, watched=None if watched is None else ProcessIdentity(**watched))
+                watched, place = data.pop("watched"), data.pop("place")
+                return ShimSpec(
+                    **data,
+                    watched=None if watched is None else ProcessIdentity(**watched),
+                    place=None if place is None else Place(**place),
+                )
         return None
 
     def write_spec(self, spec: ShimSpec) -> None:
