@@ -37,9 +37,9 @@ def socket_path_bytes(parent: Path) -> int:
     return len(os.fsencode(parent / f"{PREFIX}12345678" / LONGEST_SOCKET))
 
 
-def abandoned_sessions(parent: Path = PARENT) -> list[Path]:
+def abandoned_sessions() -> list[Path]:
     """The session directories of this user whose owner is gone, as far as that can be told from here."""
-    return [directory for directory in sorted(parent.glob(f"{PREFIX}*")) if is_abandoned(directory)]
+    return [directory for directory in sorted(PARENT.glob(f"{PREFIX}*")) if is_abandoned(directory)]
 
 
 def is_abandoned(directory: Path) -> bool:

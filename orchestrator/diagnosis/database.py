@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 AREA = "Postgres"
 LEAST_MAJOR = 13  # `gen_random_uuid` without an extension
 OPEN_SECONDS = 90.0
+CONNECT_SECONDS = 10.0
 MOST_SKEW_SECONDS = 2.0
 ABANDONED_SECONDS = 120.0
 SHOWN_JOBS = 5
@@ -126,7 +127,12 @@ async def _opened(
                 where = await stack.enter_async_context(embedded_postgres(data_dir))
                 place = f"the embedded one of {data_dir}"
             pool = await stack.enter_async_context(
-                open_pool(where, application_name="orchestrator doctor", max_size=4)
+                open_pool(
+                    where,
+                    application_name="orchestrator doctor",
+                    max_size=4,
+                    connect_timeout_seconds=CONNECT_SECONDS,
+                )
             )
     except TimeoutError:
         return Finding.broken(f"no answer within {OPEN_SECONDS:g} s", "look at the server's log")

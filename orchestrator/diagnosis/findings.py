@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Awaitable, Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TypeVar
@@ -108,23 +109,22 @@ async def in_a_thread(call: Callable[[], T]) -> T:
     loop = asyncio.get_running_loop()
     answer: asyncio.Future[T] = loop.create_future()
 
-    def settle(error: BaseException | None, value: T | None) -> None:
+    def settle(done: Future[T]) -> None:
         if answer.cancelled():
             return
-        if error is None:
-            answer.set_result(value)  # type: ignore[arg-type]
-        else:
+        if (error := done.exception()) is not None:
             answer.set_exception(error)
+        else:
+            answer.set_result(done.result())
 
     def work() -> None:
-        error: BaseException | None = None
-        value: T | None = None
+        done: Future[T] = Future()
         try:
-            value = call()
-        except BaseException as raised:  # noqa: BLE001 - raised again where it is awaited
-            error = raised
+            done.set_result(call())
+        except Exception as error:  # noqa: BLE001 - raised again where it is awaited
+            done.set_exception(error)
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
-            loop.call_soon_threadsafe(settle, error, value)
+            loop.call_soon_threadsafe(settle, done)
 
     threading.Thread(target=work, name="check", daemon=True).start()
     return await answer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -49,10 +49,10 @@ def late_checks(data_dir: Path, database: OpenDatabase | None, *, embedded: bool
     ]
 
 
-def ray_sessions(find: Callable[[], Sequence[Path]] = abandoned_sessions) -> Finding:
+def ray_sessions() -> Finding:
     """Directories and processes of a local Ray whose command is gone."""
     leftovers = []
-    for directory in find():
+    for directory in abandoned_sessions():
         count = sum(1 for _ in processes_of(directory))
         leftovers.append(
             Leftover(f"the Ray session {directory}{_with(count)}", partial(_clear_session, directory))
@@ -87,7 +87,9 @@ def embedded_server(data_dir: Path) -> Finding:
     else:
         what = f"files of a killed server: {', '.join(str(path) for path in found.files)}"
     return Finding.attention(
-        "of a server that nobody uses", REMEDY, [Leftover(what, partial(clear_server_leftovers, files))]
+        "something of a server that nobody uses",
+        REMEDY,
+        [Leftover(what, partial(clear_server_leftovers, files))],
     )
 
 
@@ -137,8 +139,7 @@ async def archives(directory: Path, database: OpenDatabase | None, *, shared: bo
     old = _old_archives(directory)
     if not old:
         return Finding.ok("none")
-    size = in_units(sum(path.stat().st_size for path in old))
-    what = f"{_counted(len(old), 'packed submission')} of more than a day ago, {size}"
+    what = f"{_sized(old)} of more than a day ago"
     if database is None or not database.has_tables or shared:
         return Finding.ok(f"{what}; not judged, as jobs of another database may need them")
     needed = await _needed(database)
@@ -156,10 +157,15 @@ async def archives(directory: Path, database: OpenDatabase | None, *, shared: bo
         return True
 
     return Finding.attention(
-        what,
+        f"{_sized(unneeded)} that no unfinished job needs",
         REMEDY,
         [Leftover(f"the packed submission {path}", partial(clear, path)) for path in unneeded],
     )
+
+
+def _sized(archives: list[Path]) -> str:
+    size = in_units(sum(path.stat().st_size for path in archives))
+    return f"{_counted(len(archives), 'packed submission')} ({size})"
 
 
 def _old_archives(directory: Path) -> list[Path]:

@@ -49,10 +49,18 @@ def machine_checks(data_dir: Path) -> list[Check]:
 
 def python_version(version: str = platform.python_version()) -> Finding:
     """Whether this Python is one that the package is made for."""
-    required = metadata.metadata(PACKAGE)["Requires-Python"]
-    if SpecifierSet(required).contains(version, prereleases=True):
+    required = SpecifierSet(metadata.metadata(PACKAGE)["Requires-Python"])
+    if required.contains(version, prereleases=True):
         return Finding.ok(version)
-    return Finding.broken(f"{version}, but {PACKAGE} needs {required}", "PYTHON=/path/to/python make setup")
+    return Finding.broken(
+        f"{version}, but {PACKAGE} needs {_in_order(required)}",
+        "set it up with another one: PYTHON=/path/to/python make setup",
+    )
+
+
+def _in_order(specifiers: SpecifierSet) -> str:
+    """The range as people write it, its lower end first."""
+    return ",".join(sorted(map(str, specifiers), reverse=True))
 
 
 def installed_packages(distribution: str = PACKAGE) -> Finding:
@@ -60,16 +68,16 @@ def installed_packages(distribution: str = PACKAGE) -> Finding:
     wrong, absent, fine = [], [], 0
     for text in metadata.requires(distribution) or []:
         requirement = Requirement(text)
-        extra = next((name for name in OPTIONAL_EXTRAS if _wants(requirement, name)), "")
-        if not _wants(requirement, extra):
+        wanted_by = next((extra for extra in ("", *OPTIONAL_EXTRAS) if _wants(requirement, extra)), None)
+        if wanted_by is None:
             continue
         found = _version_of(requirement.name)
-        if found is None and extra:
-            absent.append(extra)
+        if found is None and wanted_by:
+            absent.append(wanted_by)
         elif found is None:
             wrong.append(f"{requirement.name} is missing")
         elif not requirement.specifier.contains(found, prereleases=True):
-            wrong.append(f"{requirement.name} {found} is not {requirement.specifier}")
+            wrong.append(f"{requirement.name} {found} is not {_in_order(requirement.specifier)}")
         else:
             fine += 1
     if wrong:
@@ -77,7 +85,7 @@ def installed_packages(distribution: str = PACKAGE) -> Finding:
             ", ".join(wrong), "install what requirements.lock names: make setup, or pip install again"
         )
     without = "".join(f"; without {extra} (optional)" for extra in dict.fromkeys(absent))
-    return Finding.ok(f"{fine} in the versions that {distribution} is made for{without}")
+    return Finding.ok(f"{fine} packages in the versions that {distribution} is made for{without}")
 
 
 def _wants(requirement: Requirement, extra: str) -> bool:
@@ -98,7 +106,9 @@ def available_memory(least_bytes: int = LEAST_MEMORY_BYTES) -> Finding:
     what = f"{in_units(available)} of {in_units(total)} available"
     if available >= least_bytes:
         return Finding.ok(what)
-    return Finding.attention(what, f"Ray and a worker want {in_units(least_bytes)}: end other programs")
+    return Finding.attention(
+        f"only {what}", f"Ray and a worker want {in_units(least_bytes)}: end other programs"
+    )
 
 
 def control_group_room(directory: Path) -> int:
@@ -116,7 +126,7 @@ def open_files(least: int = LEAST_OPEN_FILES) -> Finding:
     # Ray raises its own limit as far as it may.
     if hard == resource.RLIM_INFINITY or hard >= least:
         return Finding.ok(f"{_limit(soft)} at once, {_limit(hard)} where a program asks for more")
-    return Finding.attention(f"{_limit(hard)} at once", f"raise the limit: ulimit -Hn {least}, or more")
+    return Finding.attention(f"only {_limit(hard)} at once", f"raise the limit: ulimit -Hn {least}, or more")
 
 
 def _limit(number: int) -> str:
@@ -133,11 +143,11 @@ def disk(directory: Path, option: str, least_bytes: int = LEAST_DISK_BYTES) -> F
     if not os.access(there, os.W_OK | os.X_OK):
         return Finding.broken(f"{there} may not be written", f"choose another one with {option}")
     usage = shutil.disk_usage(there)
-    what = f"{directory}: {in_units(usage.free)} of {in_units(usage.total)} free"
+    what = f"{in_units(usage.free)} of {in_units(usage.total)} free in {directory}"
     if usage.free >= least_bytes:
         return Finding.ok(what)
     return Finding.attention(
-        what, f"keep {in_units(least_bytes)} free there, or choose another one with {option}"
+        f"only {what}", f"keep {in_units(least_bytes)} free there, or choose another one with {option}"
     )
 
 
@@ -146,11 +156,12 @@ def shared_memory(directory: Path = SHARED_MEMORY, least_bytes: int = LEAST_SHAR
     if not directory.is_dir():
         return Finding.ok(f"{directory} is not there; Ray keeps its objects in files")
     free = shutil.disk_usage(directory).free
-    what = f"{directory}: {in_units(free)} free"
+    what = f"{in_units(free)} free in {directory}"
     if free >= least_bytes:
         return Finding.ok(what)
     return Finding.attention(
-        what, f"below {in_units(least_bytes)} Ray is slow; of a Docker container: run it with --shm-size=2g"
+        f"only {what}",
+        f"below {in_units(least_bytes)} Ray is slow; of a Docker container: run it with --shm-size=2g",
     )
 
 
@@ -177,7 +188,7 @@ def loopback_ports(address: str = "127.0.0.1") -> Finding:
                 connection.close()
     except OSError as error:
         return Finding.broken(
-            f"no connection to {address} by TCP: {error.strerror or error}",
+            f"no connection to {address} by TCP: {os.strerror(error.errno) if error.errno else error}",
             "bring the loopback interface up, and let local connections through the firewall",
         )
     return Finding.ok(f"connections to {address} work")

@@ -47,7 +47,9 @@ def authentication(environment: Mapping[str, str], home: Path) -> Finding:
     """Whether the mode is one that Ray knows, and a token is there where a named cluster wants one."""
     mode, address = environment.get("RAY_AUTH_MODE", ""), environment.get("RAY_ADDRESS", "")
     if mode not in MODES:
-        return Finding.broken(f"RAY_AUTH_MODE={mode!r}", f"set it to {' or '.join(MODES)}, or not at all")
+        return Finding.broken(
+            f"RAY_AUTH_MODE={mode!r} is none of Ray's modes", f"set it to {' or '.join(MODES)}, or not at all"
+        )
     if not address:
         secured = "with a token of its own" if mode == "token" else "without any token (RAY_AUTH_MODE)"
         return Finding.ok(f"a local cluster is started for each command, {secured}")
@@ -70,12 +72,19 @@ async def cluster(address: str) -> Finding:
         await _connect(address)
         found = await _probe(address)
     except (OSError, TimeoutError) as error:
-        reason = "no answer" if isinstance(error, TimeoutError) else getattr(error, "strerror", "") or error
-        return Finding.broken(f"{where} cannot be reached: {reason}", remedy)
+        return Finding.broken(f"{where} cannot be reached: {_in_words(error)}", remedy)
     except InfrastructureError as error:
         return Finding.broken(f"{where} does not let us in: {error}", remedy)
     gpus = f", {found['gpus']:g} GPUs" if found["gpus"] else ""
-    return Finding.ok(f"{where}: {found['cpus']:g} CPUs{gpus} on {found['nodes']} nodes")
+    nodes = "1 node" if found["nodes"] == 1 else f"{found['nodes']} nodes"
+    return Finding.ok(f"{where}: {found['cpus']:g} CPUs{gpus} on {nodes}")
+
+
+def _in_words(error: OSError) -> str:
+    if isinstance(error, TimeoutError):
+        return "no answer"
+    # The text of a refused connection is Python's; that of an unknown host is the resolver's.
+    return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror or str(error)
 
 
 async def _connect(address: str) -> None:
