@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
@@ -20,36 +20,14 @@ from orchestrator.authoring.measurements import (
     space_in_words,
 )
 from orchestrator.authoring.playing import Played, Player, PlayingThread, PolicyInstance
-from orchestrator.authoring.repeatability import Repetitions, Words, judge_repetitions
-from orchestrator.domain.episodes import PlannedEpisode, open_secret, plan_episodes
+from orchestrator.authoring.repeatability import Words, judge_repetitions
+from orchestrator.authoring.task_runs import CheckPlan, TaskRuns
+from orchestrator.domain.episodes import PlannedEpisode
 from orchestrator.domain.errors import PolicyError
-from orchestrator.domain.messages import EvalJobMessage
 from orchestrator.limits import episode_limits
 from orchestrator.settings import Settings
 
-DEFAULT_SEED = 0
 MOST_RETURNS = 5
-# Later runs of an episode are cut where the first one took longer than this.
-REPETITION_SECONDS = 10.0
-FEWEST_REPEATED_STEPS = 5
-
-
-@dataclass(frozen=True, slots=True)
-class CheckPlan:
-    """What is to be played: the job as it would be evaluated, and how many episodes of which tasks."""
-
-    job: EvalJobMessage
-    episodes: int = 2
-    all_tasks: bool = False
-
-    def tasks(self, task_ids: Sequence[str]) -> list[list[PlannedEpisode]]:
-        """The episodes of each task, with the seeds that `eval --seed` gives them."""
-        seed = self.job.job_config.seed
-        secret = open_secret(DEFAULT_SEED if seed is None else seed)
-        return [
-            plan_episodes([task_id], self.episodes, secret=secret, seed_group="open")
-            for task_id in (task_ids if self.all_tasks else task_ids[:1])
-        ]
 
 
 class CheckFailed(Exception):
@@ -72,42 +50,6 @@ class CheckedPolicy(Protocol):
 
 
 @dataclass
-class TaskRuns:
-    """The episodes of one task as they were played."""
-
-    episodes: list[PlannedEpisode]
-    played: list[Played] = field(default_factory=list)
-    again: Played | None = None
-    other_instance: Played | None = None
-    other_process: Played | None = None
-
-    @property
-    def task_id(self) -> str:
-        return self.episodes[0].task_id
-
-    @property
-    def repeated_steps(self) -> int | None:
-        """How many steps of the first episode later runs play; None: all of them."""
-        first = self.played[0]
-        if first.policy_seconds <= REPETITION_SECONDS:
-            return None
-        share = REPETITION_SECONDS / first.policy_seconds
-        return max(FEWEST_REPEATED_STEPS, int(len(first.exchanges) * share))
-
-    def repetitions(self, words: Words) -> Repetitions:
-        assert self.again is not None
-        assert self.other_instance is not None
-        return Repetitions(
-            self.played[0],
-            self.again,
-            self.other_instance,
-            self.other_process,
-            self.repeated_steps,
-            words,
-        )
-
-
-@dataclass
 class EpisodeCheck:
     """The episodes of one check. Its methods raise CheckFailed where the policy does not play on."""
 
@@ -118,21 +60,27 @@ class EpisodeCheck:
     words: Words
 
     async def play(self, policy: CheckedPolicy) -> list[TaskRuns]:
-        """Every episode, and the first of each task again: in the same instance and in a fresh one."""
-        task_ids = await self.thread.call(lambda player: player.task_ids)
-        tasks = [TaskRuns(episodes) for episodes in self.plan.tasks(task_ids)]
+        """Every episode, and the first of each task again: in the same instance and in a fresh one.
+
+        Both instances also begin some more episodes, one in order, the other in reverse.
+        """
+        tasks = self.plan.tasks(await self.thread.call(lambda player: player.task_ids))
         async with self._instance(policy) as instance:
             for task in tasks:
                 await self._play_task(policy, instance, task)
         await self._measure(tasks)
         for task in tasks:
-            task.other_instance = await self._repeat(policy, task, f"in {self.words.fresh}")
+            async with self._instance(policy) as instance:
+                await self._play_task_again(policy, instance, task)
         return tasks
 
     async def play_in_another_process(self, policy: CheckedPolicy, tasks: list[TaskRuns]) -> None:
         """The first episode of each task once more."""
         for task in tasks:
-            task.other_process = await self._repeat(policy, task, "in another process")
+            async with self._instance(policy) as instance:
+                task.other_process = await self._play(
+                    policy, instance, task.episodes[0], "in another process", task.repeated_steps
+                )
 
     def judge(self, tasks: list[TaskRuns]) -> None:
         """Report whether the policy forgets and repeats."""
@@ -144,9 +92,16 @@ class EpisodeCheck:
         self.report.add(_played(task.played))
         task.again = await self._play(policy, instance, task.episodes[0], "again", task.repeated_steps)
 
-    async def _repeat(self, policy: CheckedPolicy, task: TaskRuns, when: str) -> Played:
-        async with self._instance(policy) as instance:
-            return await self._play(policy, instance, task.episodes[0], when, task.repeated_steps)
+        for episode in task.affordable_beginnings:
+            steps = task.steps_of_a_beginning
+            task.in_order.append(await self._play(policy, instance, episode, max_steps=steps))
+
+    async def _play_task_again(self, policy: CheckedPolicy, instance: PolicyInstance, task: TaskRuns) -> None:
+        when = f"in {self.words.fresh}"
+        task.other_instance = await self._play(policy, instance, task.episodes[0], when, task.repeated_steps)
+        for episode in reversed(task.affordable_beginnings):
+            steps = task.steps_of_a_beginning
+            task.in_reverse.append(await self._play(policy, instance, episode, when, steps))
 
     async def _play(
         self,

@@ -19,6 +19,8 @@ INSTANCES = "instances"
 _PLACE = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+)', re.MULTILINE)
 _EXCEPTION = re.compile(r"^(?P<name>[A-Za-z_][\w.]*)(?:: (?P<text>.*))?$")
 _MISSING_MODULE = re.compile(r"No module named '(?P<name>[^']+)'")
+_NOT_LOADED = "the submission did not load:"
+_LATE = re.compile("did not (load|serve) (within|in time)")
 _STAGE = re.compile(r"^(?P<stage>reset|step \d+): ", re.DOTALL)
 _SYNTAX_ERRORS = ("SyntaxError", "IndentationError", "TabError")
 _LOG_LINES = 12
@@ -44,9 +46,10 @@ _EXIT_ADVICE = "the process has to go on until it is ended: no exit() and no os.
 
 def load_failure(error: SubmissionError) -> Finding:
     """Why the submission cannot be evaluated at all."""
-    raised = Raised.read(error.reason)
+    reason = error.reason.removeprefix(_NOT_LOADED).strip()
+    raised = Raised.read(reason)
     if raised is None:
-        return _load_failure_in_words(error)
+        return _load_failure_in_words(reason, error.log_tail)
     if raised.name in _SYNTAX_ERRORS:
         return _wrong(LOADS, f"{raised.place}the code is no valid Python: {raised.text}", raised.traceback)
     missing = _MISSING_MODULE.search(raised.text)
@@ -61,12 +64,12 @@ def load_failure(error: SubmissionError) -> Finding:
     return _wrong(LOADS, f"{raised.place}the code raised {raised.name} while it was loaded", raised.traceback)
 
 
-def _load_failure_in_words(error: SubmissionError) -> Finding:
-    reason, _, rest = error.reason.partition("\n")
-    if "did not load" in reason:
-        return _wrong(LOADS, reason, rest or last_words(error.log_tail), _LOAD_TIME_ADVICE)
+def _load_failure_in_words(text: str, log_tail: str) -> Finding:
+    reason, _, rest = text.partition("\n")
+    if _LATE.search(reason):
+        return _wrong(LOADS, reason, rest or last_words(log_tail), _LOAD_TIME_ADVICE)
     if "ended before" in reason:
-        return _wrong(LOADS, reason, last_words(error.log_tail), _EXIT_ADVICE if "exit" in reason else "")
+        return _wrong(LOADS, reason, last_words(log_tail), _EXIT_ADVICE if "exit" in reason else "")
     return _wrong(LOADS, reason, rest, _CLASS_ADVICE if "class Agent" in reason else "")
 
 

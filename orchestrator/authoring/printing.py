@@ -18,14 +18,12 @@ _ASCII_SIGNS = {"✓": "+", "✗": "x", "→": ">"}
 
 
 class ReportPrinter:
-    """Prints on `console`; terminals that know no ✓ get a plain sign."""
+    """Prints on `console`, `subject` above the first finding; terminals that know no ✓ get a plain sign."""
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: Console, subject: str) -> None:
         self._console = console
+        self._title: str | None = subject
         self._is_plain = not console.encoding.lower().startswith("utf")
-
-    def title(self, text: str) -> None:
-        self._print(Text(escape_control_characters(text), style="bold"))
 
     def finding(self, finding: Finding) -> None:
         sign, style = _SIGNS[finding.mark]
@@ -53,5 +51,8 @@ class ReportPrinter:
         return _ASCII_SIGNS.get(sign, sign) if self._is_plain else sign
 
     def _print(self, line: Text) -> None:
+        title, self._title = self._title, None
+        if title is not None:
+            self._print(Text(escape_control_characters(title), style="bold"))
         # Lines are for the terminal to wrap: who copies a path or a traceback gets it whole.
         self._console.print(line, soft_wrap=True)

@@ -59,13 +59,15 @@ _PROCESS_ADVICE = (
 class Repetitions:
     """Runs of one episode; `other_process` is None where there is but one, which somebody else runs.
 
-    `steps` is how many of its steps the later runs played; None: all.
+    `orders` are runs of further episodes: each one twice, by two instances, after different episodes.
+    `steps` is how many steps of the first episode the later runs played; None: all.
     """
 
     first: Played
     same_instance: Played
     other_instance: Played
     other_process: Played | None
+    orders: tuple[tuple[Played, Played], ...] = ()
     steps: int | None = None
     words: Words = OF_AN_AGENT
 
@@ -111,7 +113,8 @@ def judge_repetitions(runs: Repetitions) -> list[Finding]:
     in_other_process = (
         None if runs.other_process is None else first_difference(runs.first, runs.other_process)
     )
-    differences = [each for each in (after_others, in_other_instance, in_other_process) if each]
+    by_order = _first_by_order(runs)
+    differences = [each for each in (after_others, in_other_instance, in_other_process, by_order) if each]
     if any(each.by_the_benchmark for each in differences):
         why = "the benchmark itself does not repeat: the same actions led to other observations"
         return [Finding(Mark.SKIPPED, FORGETS, why), Finding(Mark.SKIPPED, REPEATS, why)]
@@ -122,6 +125,8 @@ def judge_repetitions(runs: Repetitions) -> list[Finding]:
     is_shared = runs.other_process is not None and in_other_process is None
     if after_others and is_shared:
         return [_keeps_state_in_the_process(runs, after_others)]
+    if by_order and not in_other_instance and not in_other_process:
+        return [_depends_on_the_order(runs, by_order), _across_processes(runs, None)]
     forgets = _cannot_tell() if after_others else _forgets(runs)
     if in_other_instance:
         judge = _instances_share if is_shared else _is_random
@@ -160,6 +165,21 @@ def _keeps_state_in_the_process(runs: Repetitions, difference: Difference) -> Fi
         f"{_episode(runs)} has other actions from {difference}; only a fresh process gives the first ones"
     )
     return Finding(Mark.WRONG, FORGETS, text, advice=runs.words.shared)
+
+
+def _first_by_order(runs: Repetitions) -> Difference | None:
+    found = (first_difference(one, other) for one, other in runs.orders)
+    return next((difference for difference in found if difference is not None), None)
+
+
+def _depends_on_the_order(runs: Repetitions, difference: Difference) -> Finding:
+    pairs = (one for one, other in runs.orders if first_difference(one, other))
+    episode = next(pairs).episode
+    text = (
+        f"state is kept across episodes: episode {episode.episode_id} of {episode.task_id} has other actions "
+        f"when other episodes were played before it, from {difference}"
+    )
+    return Finding(Mark.WRONG, FORGETS, text, advice=runs.words.reset)
 
 
 def _cannot_tell() -> Finding:

@@ -6,11 +6,12 @@ import asyncio
 from dataclasses import dataclass
 
 from orchestrator.adapters.policies.websocket import WebSocketConnector
-from orchestrator.authoring.episode_check import CheckFailed, CheckPlan, EpisodeCheck
+from orchestrator.authoring.episode_check import CheckFailed, EpisodeCheck
 from orchestrator.authoring.faults import PLAYS, Circumstances, episode_failure
 from orchestrator.authoring.findings import Finding, Mark, Report
 from orchestrator.authoring.playing import Played, Player, playing
 from orchestrator.authoring.repeatability import OF_A_SERVER
+from orchestrator.authoring.task_runs import CheckPlan
 from orchestrator.authoring.wire_check import MADE_UP, ProbeObservation, WireCheck
 from orchestrator.authoring.wire_probe import ServerUnderTest
 from orchestrator.domain.errors import PolicyError
@@ -38,7 +39,7 @@ async def check_server(
     async with playing(plan.job, limits) as thread:
 
         def first_observation(player: Player) -> ProbeObservation:
-            return ProbeObservation(player.first_observation(plan.tasks(player.task_ids)[0][0]))
+            return ProbeObservation(player.first_observation(plan.tasks(player.task_ids)[0].episodes[0]))
 
         if not await _check_wire(server, await thread.call(first_observation), report):
             report.add(Finding(Mark.SKIPPED, PLAYS, "no episode can be played with such a server"))

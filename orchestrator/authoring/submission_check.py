@@ -19,7 +19,7 @@ from orchestrator.authoring.containers import (
     make_scratch_directory,
     remove_scratch_directory,
 )
-from orchestrator.authoring.episode_check import CheckFailed, CheckPlan, EpisodeCheck
+from orchestrator.authoring.episode_check import CheckFailed, EpisodeCheck
 from orchestrator.authoring.faults import (
     LOADS,
     Circumstances,
@@ -30,6 +30,7 @@ from orchestrator.authoring.faults import (
 from orchestrator.authoring.findings import Finding, Mark, Report
 from orchestrator.authoring.playing import Played, playing
 from orchestrator.authoring.repeatability import OF_AN_AGENT
+from orchestrator.authoring.task_runs import CheckPlan
 from orchestrator.domain.errors import PolicyError, SubmissionError, UsageError
 from orchestrator.limits import container_limits, episode_limits
 from orchestrator.settings import Settings

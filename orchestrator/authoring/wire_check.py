@@ -13,19 +13,17 @@ import numpy as np
 from orchestrator.authoring import wire_rules as rules
 from orchestrator.authoring.findings import Finding
 from orchestrator.authoring.measurements import in_words
+from orchestrator.authoring.wire_answers import Broken, actions_of, check_acknowledgement, metadata_of
 from orchestrator.authoring.wire_probe import (
     CLOSE_SECONDS,
-    CONTROL_KEY,
     MAX_MESSAGE_BYTES,
     NO_FRAMES,
-    SEQUENCE_KEY,
     Answer,
     Came,
     NotOpened,
     ProbeLine,
     ServerUnderTest,
 )
-from orchestrator.authoring.wire_rules import Rule
 from orchestrator.ports import Observation
 from orchestrator.submission.wire import packb
 
@@ -48,14 +46,6 @@ class ProbeObservation:
 
 
 MADE_UP = ProbeObservation({"observation": np.zeros(4, np.float32)}, made_up=True)
-
-
-class _Broken(Exception):
-    """A rule was broken in a way that leaves nothing to look at on this connection."""
-
-    def __init__(self, finding: Finding) -> None:
-        super().__init__(finding)
-        self.finding = finding
 
 
 @dataclass
@@ -92,10 +82,10 @@ class WireCheck:
     def _stage(self, stage: Callable[[], None]) -> bool:
         try:
             stage()
-        except (_Broken, NotOpened) as error:
+        except (Broken, NotOpened) as error:
             if self.server.is_stopped:
                 raise  # what was seen since was our own doing
-            self.add(error.finding if isinstance(error, _Broken) else _not_opened_again(error))
+            self.add(error.finding if isinstance(error, Broken) else _not_opened_again(error))
             return False
         return True
 
@@ -107,7 +97,7 @@ class WireCheck:
             with self.server.line() as line:
                 answer = line.receive(self.server.connect_seconds)
                 if answer.came is not Came.END or time.monotonic() > until:
-                    _check_metadata(answer)
+                    metadata_of(answer)
                     yield line
                     return
             time.sleep(RELEASE_POLL_SECONDS)
@@ -119,11 +109,11 @@ class WireCheck:
             with self.server.line() as line:
                 self.add(rules.CONNECTION.kept("TCP is accepted"))
                 self.add(rules.UPGRADE.kept("a WebSocket opens at /, without compression"))
-                metadata = _check_metadata(line.receive(self.server.connect_seconds))
+                metadata = metadata_of(line.receive(self.server.connect_seconds))
                 self._take_announcement(metadata)
                 self._listen(line)
         except NotOpened as error:
-            raise _Broken(self._why_not_opened(error)) from error
+            raise Broken(self._why_not_opened(error)) from error
 
     def _why_not_opened(self, error: NotOpened) -> Finding:
         if not error.is_connected:
@@ -138,7 +128,7 @@ class WireCheck:
     def _take_announcement(self, metadata: dict[str, Any]) -> None:
         announced = metadata.get("extensions", [])
         if not isinstance(announced, list) or not all(isinstance(name, str) for name in announced):
-            raise _Broken(rules.METADATA.broken("`extensions` is not a list of texts"))
+            raise Broken(rules.METADATA.broken("`extensions` is not a list of texts"))
         self.extensions = frozenset(announced) & frozenset(KNOWN_EXTENSIONS)
         names = ", ".join(sorted(self.extensions)) or "none"
         self.add(rules.METADATA.kept(f"a map, before any request; extensions: {names}"))
@@ -153,10 +143,10 @@ class WireCheck:
                 why = "the policy does not know an observation that was made up: give --benchmark"
                 self.add(rules.REPLY.not_applicable(f"{why} ({answer})"))
                 return
-            first = [self._actions(number, answer)]
+            first = [actions_of(number, answer)]
             self.add(rules.REPLY.kept("a binary message with a map, and `actions` in it"))
             self.add(rules.ENCODING.kept(f"`actions` is {_kind(first[0])}"))
-            first += [self._actions(*self._act(line)) for _ in range(ACTS - 1)]
+            first += [actions_of(*self._act(line)) for _ in range(ACTS - 1)]
             self._say_of_extensions()
             self._listen(line)
             self._compare(line, first)
@@ -164,30 +154,11 @@ class WireCheck:
             self.add(rules.SIZE.kept(size))
 
     def _reset(self, line: ProbeLine) -> None:
-        if "reset" not in self.extensions:
-            return
-        number, answer = line.reset(EPISODE, SEED)
-        due = f'due is a map with "{CONTROL_KEY}": "reset" and "sequence": {number}'
-        reply = answer.as_map
-        if reply is None or reply.get(CONTROL_KEY) != "reset":
-            raise _Broken(_rule_of(answer, rules.RESET).broken(f"a reset was answered by {answer}", due))
-        if reply.get("sequence") != number:
-            raise _Broken(rules.RESET.broken(f"the answer to a reset has {_entry(reply, 'sequence')}", due))
+        if "reset" in self.extensions:
+            check_acknowledgement(*line.reset(EPISODE, SEED))
 
     def _act(self, line: ProbeLine) -> tuple[int | None, Answer]:
         return line.act(self.probe.values, numbered="sequence" in self.extensions)
-
-    def _actions(self, number: int | None, answer: Answer) -> Any:
-        reply = answer.as_map
-        if reply is None:
-            raise _Broken(_rule_of(answer, rules.REPLY).broken(f"an observation was answered by {answer}"))
-        if "actions" not in reply:
-            raise _Broken(rules.REPLY.broken(f"an observation was answered by {answer}", "`actions` is due"))
-        if number is not None and reply.get(SEQUENCE_KEY) != number:
-            asked = f'an observation with "{SEQUENCE_KEY}": {number}'
-            seen = f"the answer to {asked} has {_entry(reply, SEQUENCE_KEY)}"
-            raise _Broken(rules.SEQUENCE.broken(seen, "an answer repeats the number of its observation"))
-        return reply["actions"]
 
     def _say_of_extensions(self) -> None:
         if "reset" in self.extensions:
@@ -206,7 +177,7 @@ class WireCheck:
             return
         self._reset(line)
         for step, actions in enumerate(first):
-            again = self._actions(*self._act(line))
+            again = actions_of(*self._act(line))
             if packb(again) != packb(actions):
                 seen = (
                     f"after the same reset, observation {step} was answered by {in_words(again)}, "
@@ -228,20 +199,20 @@ class WireCheck:
             # A refused one must not have disturbed the first.
             still = first.receive(self.quiet_seconds)
         if still.came is not Came.NOTHING:
-            raise _Broken(rules.SECOND.broken(f"a second connection disturbed the first: there came {still}"))
+            raise Broken(rules.SECOND.broken(f"a second connection disturbed the first: there came {still}"))
         if answer.as_map is not None:
             self.add(rules.SECOND.kept("is served beside the first"))
         elif answer.came in (Came.END, Came.TEXT):
             self.add(rules.SECOND.kept("is refused at once: jobs may have one worker only"))
         else:
             advice = "serve it, or refuse it at once: a worker waits for its metadata"
-            raise _Broken(rules.SECOND.broken(f"beside the first there came {answer}", advice))
+            raise Broken(rules.SECOND.broken(f"beside the first there came {answer}", advice))
 
     def _part(self) -> None:
         with self._greeted() as line:
             answer = line.say_goodbye(CLOSE_SECONDS)
         if answer.came is not Came.END:
-            raise _Broken(rules.CLOSING.broken(f"to a Close frame there came {answer}"))
+            raise Broken(rules.CLOSING.broken(f"to a Close frame there came {answer}"))
         self.add(rules.CLOSING.kept("a Close frame is answered"))
 
     def _send_no_message(self) -> None:
@@ -249,7 +220,7 @@ class WireCheck:
             answer = line.ask(NO_MESSAGE)
         if answer.came not in (Came.TEXT, Came.END):
             seen = f"the byte c1, which is no MessagePack, was answered by {answer}"
-            raise _Broken(rules.NO_MESSAGE.broken(seen, "send the error as a text message, or close"))
+            raise Broken(rules.NO_MESSAGE.broken(seen, "send the error as a text message, or close"))
         self.add(rules.NO_MESSAGE.kept("is refused"))
 
     def _cause_an_error(self) -> None:
@@ -263,7 +234,7 @@ class WireCheck:
             self.add(rules.ERRORS.not_applicable("the policy answers an empty observation, too"))
         else:
             seen = f"an observation that the policy cannot know was answered by {answer}"
-            raise _Broken(rules.ERRORS.broken(seen, "send the error as a text message, then close"))
+            raise Broken(rules.ERRORS.broken(seen, "send the error as a text message, then close"))
 
     def _send_much(self) -> None:
         with self._greeted() as line:
@@ -273,7 +244,7 @@ class WireCheck:
         if answer.came not in (Came.TEXT, Came.VALUE):
             seen = f"an observation of {LARGE_BYTES >> 20} MiB was answered by {answer}"
             advice = "raise the limit of the WebSocket library to 64 MiB: pictures are large"
-            raise _Broken(rules.LARGE.broken(seen, advice))
+            raise Broken(rules.LARGE.broken(seen, advice))
         self.add(rules.LARGE.kept(f"an observation of {LARGE_BYTES >> 20} MiB is read"))
 
     # ---------------------------------------------------------------------------------- all the time
@@ -283,31 +254,11 @@ class WireCheck:
         answer = line.receive(self.quiet_seconds)
         if answer.came is not Came.NOTHING:
             self._spoke_unasked = True
-            raise _Broken(rules.UNASKED.broken(f"without a request there came {answer}"))
+            raise Broken(rules.UNASKED.broken(f"without a request there came {answer}"))
 
 
 def _not_opened_again(error: NotOpened) -> Finding:
     return rules.CONNECTION.broken(f"no further connection could be opened: {error.words}")
-
-
-def _check_metadata(answer: Answer) -> dict[str, Any]:
-    if answer.as_map is None:
-        advice = "the server speaks first: a binary message with a map, before any request"
-        raise _Broken(_rule_of(answer, rules.METADATA).broken(f"first came {answer}", advice))
-    return answer.as_map
-
-
-def _rule_of(answer: Answer, due: Rule) -> Rule:
-    """The rule that a broken answer breaks: that of its size, frames or encoding, else the one at hand."""
-    if answer.is_too_large:
-        return rules.SIZE
-    if answer.breaks_frames:
-        return rules.FRAMES
-    return rules.ENCODING if answer.came is Came.GARBAGE else due
-
-
-def _entry(reply: dict[str, Any], key: str) -> str:
-    return f'"{key}": {reply[key]!r}' if key in reply else f'no "{key}"'
 
 
 def _kind(actions: Any) -> str:

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.authoring.episode_check import CheckPlan
 from orchestrator.authoring.findings import Report
 from orchestrator.authoring.printing import ReportPrinter
 from orchestrator.authoring.scaffold import first_submission, write_submission
 from orchestrator.authoring.server_check import check_server
 from orchestrator.authoring.submission_check import check_submission
+from orchestrator.authoring.task_runs import CheckPlan
 from orchestrator.commands.session import ReadSettings
 from orchestrator.domain.errors import InvalidJob, UsageError
 from orchestrator.domain.messages import EvalJobMessage
@@ -115,8 +115,7 @@ def shown_report(subject: str, *, as_json: bool) -> Iterator[Report]:
         yield report
         print(json.dumps(report.as_json(), indent=2))
         return
-    printer = ReportPrinter(make_console(sys.stdout))
-    printer.title(subject)
+    printer = ReportPrinter(make_console(sys.stdout), subject)
     report = Report(subject, printer.finding)
     yield report
     printer.verdict(report)

@@ -18,6 +18,9 @@ import pytest
 
 from orchestrator.adapters.policies.host_client import SubmissionHostClient
 from orchestrator.adapters.policies.websocket import WebSocketConnector
+from orchestrator.authoring.findings import Finding, Mark
+from orchestrator.authoring.wire_check import ProbeObservation, WireCheck
+from orchestrator.authoring.wire_probe import ServerUnderTest
 from orchestrator.domain.errors import PolicyLate, PolicyLost, PolicyRaised
 from orchestrator.ports import Endpoint, PolicyConnection
 from tests.policy_processes import running, running_host, running_policy_server, write_agent, write_archive
@@ -172,6 +175,18 @@ def test_a_stalled_policy_is_late_and_its_reply_is_never_used(connection: Policy
         connection.act({"do": "stall", "value": 1}, 0.1)
     with pytest.raises(PolicyLost):
         connection.act({"do": "count"}, 20)
+
+
+@pytest.mark.parametrize("name", ["openpi_server", "own_server"])
+def test_servers_of_the_wire_keep_every_rule_of_the_page(name: str, request: pytest.FixtureRequest) -> None:
+    connector: WebSocketConnector = request.getfixturevalue(name)
+    findings: list[Finding] = []
+    server = ServerUnderTest(Endpoint(connector.host, connector.port), 20, 20)
+
+    is_playable = WireCheck(server, ProbeObservation({"do": "echo", "value": 1}), findings.append).run()
+
+    assert is_playable
+    assert [finding for finding in findings if finding.mark is Mark.WRONG] == []
 
 
 def test_the_published_client_drives_our_server(own_server: WebSocketConnector, openpi_python: Path) -> None:

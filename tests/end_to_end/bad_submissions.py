@@ -311,17 +311,30 @@ def note():
         file.write(f"{{os.getpid()}} {{stat[stat.rindex(')') + 2:].split()[19]}}\\n")
 
 
-def at_step_10(episode, action):
-    if episode in (1, 5) and os.fork() == 0:
+def live_on_as_a_child():
+    if os.fork() == 0:
         note()
+        os.write(noted, b".")
         time.sleep(3600)
-    if episode == 3 and os.fork() == 0:
+
+
+def live_on_as_a_daemon():
+    if os.fork() == 0:
         os.setsid()
         if os.fork() > 0:
             os._exit(0)
         os.chdir("/")
         note()
+        os.write(noted, b".")
         os.execve("/bin/sleep", ["sleep", "3600"], {{}})  # without the mark of its container
+
+
+def at_step_10(episode, action):
+    global noted
+    if episode in (1, 3, 5):
+        heard, noted = os.pipe()
+        live_on_as_a_daemon() if episode == 3 else live_on_as_a_child()
+        os.read(heard, 1)
     if episode == 5:
         os._exit(7)
     return action

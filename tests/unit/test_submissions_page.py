@@ -9,9 +9,9 @@ from pathlib import Path
 import gymnasium.envs.classic_control  # noqa: F401 - at once: several threads must not be the first to
 import pytest
 
-from orchestrator.authoring.episode_check import CheckPlan
 from orchestrator.authoring.findings import Mark, Report
 from orchestrator.authoring.submission_check import check_submission
+from orchestrator.authoring.task_runs import CheckPlan
 from orchestrator.domain.episodes import FaultClass
 from orchestrator.domain.messages import EvalJobMessage
 from orchestrator.settings import Settings

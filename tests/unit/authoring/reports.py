@@ -11,8 +11,7 @@ from orchestrator.presentation import make_console
 
 def as_text(report: Report) -> str:
     text = StringIO()
-    printer = ReportPrinter(make_console(text, columns=200))
-    printer.title(report.subject)
+    printer = ReportPrinter(make_console(text, columns=200), report.subject)
     for finding in report.findings:
         printer.finding(finding)
     printer.verdict(report)

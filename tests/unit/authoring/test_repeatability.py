@@ -69,6 +69,19 @@ def test_of_a_server_only_its_connections_are_compared(
     assert "instance" not in " ".join(finding.text for finding in findings)
 
 
+def test_state_that_the_first_episode_does_not_show_is_found_by_another_one() -> None:
+    findings = judge_repetitions(Repetitions(A, A, A, A, orders=((B, B), (C, D), (A, B))))
+
+    assert [finding.mark for finding in findings] == [Mark.WRONG, Mark.OK]
+    assert "when other episodes were played before it, from step 1: first 0, then 1" in findings[0].text
+
+
+def test_chance_is_not_taken_for_state() -> None:
+    findings = judge_repetitions(Repetitions(A, A, B, C, orders=((B, D),)))
+
+    assert [finding.mark for finding in findings] == [Mark.OK, Mark.WRONG]
+
+
 def test_a_benchmark_that_does_not_repeat_is_not_held_against_the_policy() -> None:
     other = played(0, 1, observations=b"\0\1")
 

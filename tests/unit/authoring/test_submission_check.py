@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from orchestrator.authoring.containers import SCRATCH_PREFIX, make_scratch_directory
-from orchestrator.authoring.episode_check import CheckPlan
 from orchestrator.authoring.findings import Mark, Report
 from orchestrator.authoring.scaffold import first_submission, write_submission
 from orchestrator.authoring.submission_check import check_submission
+from orchestrator.authoring.task_runs import CheckPlan
 from orchestrator.domain.episodes import open_secret, plan_episodes
 from orchestrator.domain.errors import UsageError
 from orchestrator.domain.messages import EvalJobMessage
@@ -156,9 +156,9 @@ async def test_every_task_is_played_when_asked_for(tmp_path: Path) -> None:
 
 async def test_an_episode_has_the_seeds_that_an_evaluation_gives_it() -> None:
     """So that what a check shows of `--seed 7` is what `eval --seed 7` plays."""
-    (episodes,) = plan(seed=7).tasks(["CartPole-v1"])
+    (task,) = plan(seed=7).tasks(["CartPole-v1"])
 
-    assert episodes == plan_episodes(["CartPole-v1"], 2, secret=open_secret(7), seed_group="open")
+    assert task.episodes == plan_episodes(["CartPole-v1"], 2, secret=open_secret(7), seed_group="open")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "notes.txt", "empty"])

@@ -18,6 +18,7 @@ VALUES: dict[Any, object] = {
     str: "why",
     float: 1.5,
     bytes: b"b",
+    bool: True,
     object: "thing",
     Finding: Finding(Mark.WRONG, "loads", "it does not"),
 }

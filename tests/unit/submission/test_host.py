@@ -189,7 +189,7 @@ async def test_a_submission_that_still_loads_says_where_it_stands(
     await asyncio.to_thread(host.wait_for_line, "begins")
 
     until = time.monotonic() + 30
-    while not (answer := await asyncio.to_thread(ask, host.port, op="status")).get("where"):
+    while "wait()" not in (answer := await asyncio.to_thread(ask, host.port, op="status")).get("where", ""):
         assert time.monotonic() < until
 
     push.cancel()
