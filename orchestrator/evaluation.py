@@ -97,8 +97,9 @@ def _artifact(submission: str, archives: Path) -> dict[str, Any]:
     elif re.fullmatch(r"[A-Za-z0-9_.\-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", submission):
         return {"artifact_url": f"{EXTERNAL_SCHEME}://{submission}"}
     else:
+        missing = "" if path.exists() else "does not exist, and so "
         raise UsageError(
-            f"{submission!r} is no submission: give a directory with agent.py, a .tar.gz, or HOST:PORT"
+            f"{submission!r} {missing}is no submission: give a directory with agent.py, a .tar.gz, or HOST:PORT"
         )
     return _file_artifact(packed)
 
