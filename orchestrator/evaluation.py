@@ -99,7 +99,8 @@ def _artifact(submission: str, archives: Path) -> dict[str, Any]:
     else:
         missing = "" if path.exists() else "does not exist, and so "
         raise UsageError(
-            f"{submission!r} {missing}is no submission: give a directory with agent.py, a .tar.gz, or HOST:PORT"
+            f"{submission!r} {missing}is no submission: "
+            "give a directory with agent.py, a .tar.gz, or HOST:PORT"
         )
     return _file_artifact(packed)
 
