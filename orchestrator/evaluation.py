@@ -98,9 +98,10 @@ def _artifact(submission: str, archives: Path) -> dict[str, Any]:
             raise UsageError(f"{submission!r} is no address: ports go from 1 to 65535")
         return {"artifact_url": f"{EXTERNAL_SCHEME}://{submission}"}
     else:
+        missing = "" if path.exists() else "does not exist, and so "
         raise UsageError(
-            f"{submission!r} is no submission: give a directory with agent.py or main.py, a .tar.gz, "
-            "or HOST:PORT"
+            f"{submission!r} {missing}is no submission: "
+            "give a directory with agent.py or main.py, a .tar.gz, or HOST:PORT"
         )
     return _file_artifact(packed)
 

@@ -340,7 +340,7 @@ class Evaluation:
         await self._say("waits for its workers")
         await self._cluster.start(self._say)
         self._description = await self._cluster.describe()
-        # On a thread: a million seeds take seconds, in which no lease would be renewed.
+        # A million seeds take seconds, in which the lease would not be renewed.
         plan = await asyncio.to_thread(self._plan, self._description)
         await self._parts.ledger.store_plan(self._claim, plan)
         missing = await self._parts.ledger.missing(self._claim.job.job_id)

@@ -12,16 +12,18 @@ from orchestrator.cli.options import Session, with_session
 commands = typer.Typer()
 
 UNIT_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
+LONGEST_AGE_SECONDS = 100 * 365 * 86_400.0  # dates of PostgreSQL have a beginning
 
 
 def _age(text: str) -> float:
     """Seconds of an age like 7d."""
-    match = re.fullmatch(r"(\d{1,6}(?:\.\d{1,6})?)([smhdw])", text.strip())
-    if match is None or float(match[1]) <= 0:
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,6})?)([smhdw])", text.strip())
+    seconds = float(match[1]) * UNIT_SECONDS[match[2]] if match else 0.0
+    if not 0 < seconds <= LONGEST_AGE_SECONDS:
         raise typer.BadParameter(
             f"{text!r} is no age: write a number and a unit, like 90s, 30m, 12h, 7d or 2w"
         )
-    return float(match[1]) * UNIT_SECONDS[match[2]]
+    return seconds
 
 
 @commands.command()

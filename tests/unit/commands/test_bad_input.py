@@ -1,8 +1,10 @@
-"""What `submit` and `consume` say of input that they cannot use."""
+"""What `submit`, `consume` and `eval` say of input that they cannot use."""
 
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -94,6 +96,34 @@ def test_a_job_without_an_id_gets_one(database: Database) -> None:
 
 
 @pytest.mark.parametrize(
+    ("case", "name", "content"),
+    [
+        ("eval_not_an_archive", "policy.tar.gz", b"<html>Please log in</html>"),
+        ("eval_cut_short_at_once", "policy.tar.gz", b"\x1f\x8b\x08"),
+        ("eval_of_a_script", "agent.py", b"class Agent: ..."),
+        ("eval_directory_without_agent", "policy/main.txt", b""),
+        ("eval_missing", None, b""),
+    ],
+)
+def test_what_is_no_submission_is_refused_before_anything_starts(
+    tmp_path: Path, case: str, name: str | None, content: bytes
+) -> None:
+    path = tmp_path / (name or "policy.tar.gz")
+    if name is not None:
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    submission = path.parent if path.parent != tmp_path else path
+
+    done = run_command_line(
+        "eval", submission, "-b", "gymnasium/CartPole-v1", "--data-dir", tmp_path / "data"
+    )
+
+    check_golden("bad_archives", case, done.transcript.replace(str(tmp_path), "/path"))
+    assert done.exit_code == 2
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
     ("case", "arguments"),
     [
         ("consume_unknown_queue", ("eval_results",)),
@@ -124,4 +154,23 @@ def test_a_row_that_is_no_message_stays_and_the_next_run_goes_on_behind_it(
     check(case, done, database)
     assert done.exit_code == 3
     assert json.loads(next_run.stdout) == {"job_id": 1}
+    assert rows_of(database, "pgqueuer") == 1
+
+
+def test_a_reader_that_has_enough_is_no_error_and_what_it_did_not_read_stays(database: Database) -> None:
+    long = "convert_to(json_build_object('a', repeat('x', 1000000))::text, 'UTF8')"
+    columns = "INSERT INTO pgqueuer (priority, status, entrypoint, payload)"
+    run_in_own_loop(lambda: execute(database, f"{columns} VALUES (0, 'queued', 'eval_result', {long})"))
+    command = [sys.executable, "-m", "orchestrator.cli", "consume", "eval_result"]
+
+    with subprocess.Popen(
+        [*command, "--database-url", database.dsn], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as done:
+        assert done.stdout is not None
+        done.stdout.read(10)
+        done.stdout.close()
+        assert done.stderr is not None
+        said = done.stderr.read()
+
+    assert (done.wait(), said) == (0, b"")
     assert rows_of(database, "pgqueuer") == 1

@@ -78,6 +78,7 @@ def test_it_says_what_went_and_drops_just_that(
         ("results_need_an_age", ("--queue", "eval_result")),
         ("no_unit", ("--older-than", "7")),
         ("no_time_at_all", ("--older-than", "0d")),
+        ("longer_than_anything", ("--older-than", "999999999w")),
     ],
 )
 def test_what_cannot_be_meant_is_refused_with_what_to_write(
