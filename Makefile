@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all the set-up by themselves; `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check lint format docs lock hooks clean
+.PHONY: help setup demo test test-slow coverage check lint format docs lock hooks clean
 
 BIN := .venv/bin
 
@@ -18,6 +18,11 @@ test: setup ## Run the tests, without the slow ones
 
 test-slow: setup ## Run the slow tests only
 	@$(BIN)/pytest -m slow
+
+coverage: setup ## Branch coverage by the tests, Ray's processes included, in htmlcov/; TESTS=... for some
+	@rm -rf .measured htmlcov
+	@PYTHONPATH=$(CURDIR)/tests/measuring $(BIN)/pytest -m "not slow" $(TESTS); status=$$?; \
+	  $(BIN)/coverage combine --quiet .measured && $(BIN)/coverage html --quiet && $(BIN)/coverage report && exit $$status
 
 check: lint test ## All that has to pass before a commit
 
@@ -43,5 +48,5 @@ hooks: setup ## Run the linters before every git commit
 	@$(BIN)/pre-commit install
 
 clean: ## Remove .venv and every cache
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	@rm -rf .measured .coverage htmlcov .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
