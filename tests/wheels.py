@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import tarfile
 import zipfile
 from collections.abc import Sequence
@@ -91,3 +92,8 @@ def write_sdist(directory: Path, name: str, version: str, before: str = "pass") 
 def sha256_of(path: Path) -> str:
     """The digest of a file, as requirements name it."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def as_any_pip_says(text: str) -> str:
+    """pip's words without what only newer versions add."""
+    return re.sub(r"\n +Additionally, some packages in these conflicts .*\n +\w+(?=\n|$)", "", text)

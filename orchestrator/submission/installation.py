@@ -6,6 +6,7 @@ use, to the end of the module path: a version that the submission requires goes 
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -139,6 +140,8 @@ class Installer:
                 "environment_timeout_seconds"
             ) from None
         except PipFailed as error:
+            if f"[Errno {errno.ENOSPC}]" in str(error):
+                raise CannotInstall(f"the disk is full; pip says:\n{error}") from None
             raise Uninstallable(self._explained(str(error), requirements)) from None
 
     def _pip_environ(self, *, offline: bool) -> dict[str, str]:

@@ -1,4 +1,8 @@
-"""A submission that serves the policy protocol itself: its `main.py`, a process below the submission host."""
+"""A submission that serves the policy protocol itself: its `main.py`, a process below the submission host.
+
+It listens on loopback and knows no session key: in a pod nobody else is there, while every process of a
+development machine could talk to it.
+"""
 
 from __future__ import annotations
 

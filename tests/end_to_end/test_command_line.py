@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -134,6 +135,7 @@ def test_a_live_control_plane_serves_every_command_and_survives_the_end_of_every
     with control_plane(data_dir, log) as command:
         check_a_policy_server_by_its_address(data_dir)
         check_a_submission_that_fails(data_dir, scratch)
+        check_a_server_that_it_brings(data_dir, scratch)
         assert orchestrator("submit", "-", "--data-dir", data_dir, stdin=job).stdout == "77\n"
         wait_until((gated.gate / "reached").exists, "the policy at its gate")
         status = json.loads(orchestrator("status", "77", "--json", "--data-dir", data_dir).stdout)
@@ -192,6 +194,18 @@ def check_a_submission_that_fails(data_dir: Path, scratch: Path) -> None:
     done = orchestrator("eval", broken, "-b", "gymnasium/CartPole-v1", "--data-dir", data_dir)
     assert done.returncode == 1, done.stderr
     assert "no weights" in done.stdout
+
+
+def check_a_server_that_it_brings(data_dir: Path, scratch: Path) -> None:
+    directory = scratch / "own_server"
+    shutil.copytree(EXAMPLES / "cartpole_server", directory)
+    (directory / "link").symlink_to("main.py")
+    done = orchestrator(
+        "eval", directory, "-b", "gymnasium/CartPole-v1", "--episodes", "2", "--data-dir", data_dir
+    )
+    assert done.returncode == 0, done.stderr
+    assert "100.0 %" in done.stdout
+    assert f"left out of the archive: {directory / 'link'}, a symbolic link" in done.stderr
 
 
 def messages(data_dir: Path, queue: str, job_id: int, *, final: bool = False) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""`orchestrator submission pack`: what it writes and what a person reads, with real pip and tiny wheels."""
+"""`orchestrator submission pack`: what it writes, and what a person reads. pip is real, wheels are tiny."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from orchestrator.domain.errors import OrchestratorError, UsageError
 from orchestrator.submission.archive import unpack
 from orchestrator.submission.requirements import read_requirements
 from tests.golden_texts import check_golden
-from tests.wheels import sha256_of, write_sdist, write_wheel
+from tests.wheels import as_any_pip_says, sha256_of, write_sdist, write_wheel
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def plain(text: str) -> str:
 def reason(request: PackRequest) -> str:
     with pytest.raises(OrchestratorError) as caught:
         pack(request)
-    return plain(str(caught.value) + "\n")
+    return as_any_pip_says(plain(str(caught.value)))
 
 
 def names_in(archive: Path) -> list[str]:

@@ -29,7 +29,7 @@ from orchestrator.submission import pip
 from orchestrator.submission.requirements import CollectedWheel, collected_list
 from tests.golden_texts import check_golden
 from tests.policy_processes import RunningServer, running_host
-from tests.wheels import sha256_of, source_files, write_sdist, write_wheel
+from tests.wheels import as_any_pip_says, sha256_of, source_files, write_sdist, write_wheel
 
 KEY = bytes(range(32))
 SEES = """
@@ -103,7 +103,7 @@ def refusal(submission: Path, store: Path | None, *options: str) -> str:
     with host_for(submission, store, *options, work=work) as host, pytest.raises(SubmissionError) as caught:
         push(host, submission)
     text = re.sub(r"cpython 3\.\d+ on \S+", "<this Python>", caught.value.reason)
-    return text.replace(str(submission.parent / work), "<directory>")
+    return as_any_pip_says(text.replace(str(submission.parent / work), "<directory>"))
 
 
 def test_an_agent_gets_its_own_versions_from_its_wheels_and_everybody_else_keeps_theirs(
