@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import subprocess
 from contextlib import AsyncExitStack
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
+
+import asyncpg
 
 from orchestrator.adapters.postgres.clients import CONSUMER_APPLICATION, connections_needed
 from orchestrator.adapters.postgres.embedded import embedded_postgres
@@ -31,14 +34,12 @@ from orchestrator.adapters.postgres.server_files import (
     installed_server,
     server_account,
 )
-from orchestrator.diagnosis.findings import Check, Diagnosis, Finding, diagnose
+from orchestrator.diagnosis.findings import DEADLINE_SECONDS, Check, Diagnosis, Finding, diagnose
 from orchestrator.domain.errors import OrchestratorError
 from orchestrator.domain.messages import QUEUE_ADD_JOB
 from orchestrator.settings import Settings
 
 if TYPE_CHECKING:
-    import asyncpg
-
     Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
 
 AREA = "Postgres"
@@ -139,6 +140,10 @@ async def _opened(
     except OrchestratorError as error:
         return Finding.broken(
             str(error), "check --database-url (or ORCHESTRATOR_DATABASE_URL) and the server"
+        )
+    except PermissionError as error:
+        return Finding.broken(
+            f"{error.filename or data_dir} may not be read", "run as its owner, or choose another --data-dir"
         )
     return pool, place
 
@@ -248,5 +253,8 @@ async def jobs(pool: Pool) -> Finding:
 
 
 async def _has_tables(pool: Pool) -> bool:
-    async with pool.acquire() as connection:
-        return await schema_version(pool) > 0 and await pgqueuer_state(connection) is not None
+    """Whether there is anything to ask for jobs and queue; what is wrong with it the schema check says."""
+    with contextlib.suppress(asyncpg.PostgresError, OSError):
+        async with asyncio.timeout(DEADLINE_SECONDS), pool.acquire() as connection:
+            return await schema_version(pool) > 0 and await pgqueuer_state(connection) is not None
+    return False

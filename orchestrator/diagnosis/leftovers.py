@@ -38,14 +38,10 @@ def early_checks(data_dir: Path) -> list[Check]:
 
 def late_checks(data_dir: Path, database: OpenDatabase | None, *, embedded: bool) -> list[Check]:
     """The others, which the database tells more about."""
-    # With two databases at one data directory, the other one's jobs may need what this one knows nothing of.
-    shared = not embedded and ServerFiles(data_dir).pgdata.exists()
     return [
         Check(AREA, "containers", partial(containers, data_dir, database), LOOK_SECONDS),
         Check(AREA, "scratch", partial(scratch, data_dir), LOOK_SECONDS),
-        Check(
-            AREA, "archives", partial(archives, data_dir / "artifacts", database, shared=shared), LOOK_SECONDS
-        ),
+        Check(AREA, "archives", partial(archives, data_dir, database, embedded=embedded), LOOK_SECONDS),
     ]
 
 
@@ -134,8 +130,11 @@ def _clear_scratch(path: Path) -> bool:
     return not path.exists()
 
 
-async def archives(directory: Path, database: OpenDatabase | None, *, shared: bool) -> Finding:
+async def archives(data_dir: Path, database: OpenDatabase | None, *, embedded: bool) -> Finding:
     """Packed submissions that no unfinished job needs."""
+    directory = data_dir / "artifacts"
+    # With two databases at one data directory, the other one's jobs may need what this one knows nothing of.
+    shared = not embedded and ServerFiles(data_dir).pgdata.exists()
     old = _old_archives(directory)
     if not old:
         return Finding.ok("none")

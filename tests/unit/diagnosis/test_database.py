@@ -156,22 +156,41 @@ async def test_tables_of_pgqueuer_that_are_missing_are_said(pool: Pool) -> None:
     check("schema_without_pgqueuer", Finding.broken(text, finding.remedy), State.BROKEN)
 
 
-async def test_what_the_user_may_not_do_is_named(database: Database, pool: Pool) -> None:
-    role = f"reader_{uuid4().hex}"
+@pytest.fixture
+async def limited_user(database: Database, pool: Pool) -> AsyncIterator[tuple[str, str]]:
+    """A role without any right of its own, and the URL by which it connects."""
+    role = f"limited_{uuid4().hex}"
     await pool.execute(f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
+    url = urlsplit(database.dsn)
     try:
-        await pool.execute(f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {role}")
-        await pool.execute(f"GRANT INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
-        await pool.execute(f"REVOKE INSERT, UPDATE ON jobs FROM {role}")
-        url = urlsplit(database.dsn)
-        limited = url._replace(netloc=f"{role}:x@127.0.0.1:{url.port}").geturl()
-        async with open_pool(Database(limited), application_name="tests", max_size=1) as theirs:
-            finding = await checks.permissions(theirs)
+        yield role, url._replace(netloc=f"{role}:x@127.0.0.1:{url.port}").geturl()
     finally:
         await pool.execute(f"DROP OWNED BY {role}")
         await pool.execute(f"DROP ROLE {role}")
 
+
+async def test_what_the_user_may_not_do_is_named(pool: Pool, limited_user: tuple[str, str]) -> None:
+    role, url = limited_user
+    await pool.execute(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO {role}")
+    await pool.execute(f"REVOKE INSERT, UPDATE ON jobs FROM {role}")
+
+    async with open_pool(Database(url), application_name="tests", max_size=1) as theirs:
+        finding = await checks.permissions(theirs)
+
     check("permissions", finding, State.BROKEN)
+
+
+async def test_a_user_without_any_right_ends_no_other_check(
+    limited_user: tuple[str, str], tmp_path: Path
+) -> None:
+    _, url = limited_user
+
+    found = await diagnosed(tmp_path, database_url=url)
+
+    states = {name: one.finding.state for name, one in found.items()}
+    assert (states["database"], states["clock"]) == (State.OK, State.OK)
+    assert (states["schema"], states["permissions"]) == (State.BROKEN, State.BROKEN)
+    assert "queue" not in found
 
 
 async def test_too_few_connections_are_said_unless_a_control_plane_has_its_own(

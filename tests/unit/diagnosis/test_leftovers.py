@@ -295,7 +295,8 @@ async def test_old_archives_are_cleared_unless_an_unfinished_job_needs_them(
     tmp_path: Path, pool: Pool
 ) -> None:
     def archive(name: str, *, old: bool = True) -> Path:
-        path = tmp_path / name
+        path = tmp_path / "artifacts" / name
+        path.parent.mkdir(exist_ok=True)
         path.write_bytes(bytes(2048))
         if old:
             os.utime(path, (LONG_AGO, LONG_AGO))
@@ -307,24 +308,27 @@ async def test_old_archives_are_cleared_unless_an_unfinished_job_needs_them(
     await store.insert(a_job(1, artifact_url=f"file://{str(kept[0]).replace(' ', '%20')}"), enqueue=True)
     database = OpenDatabase(pool, has_tables=True)
 
-    finding = await leftovers.archives(tmp_path, database, shared=False)
+    finding = await leftovers.archives(tmp_path, database, embedded=True)
     # A job that comes in between look and clearing.
     await store.insert(a_job(2, artifact_url=f"file://{str(late).replace(' ', '%20')}"), enqueue=True)
     cleared = await asyncio.to_thread(clear, finding)
 
-    check("archives", finding, tmp_path)
+    check("archives", finding, tmp_path / "artifacts")
     assert cleared == [True, False]
     assert not unneeded.exists()
     assert all(path.exists() for path in (late, *kept))
-    assert (await leftovers.archives(tmp_path, database, shared=False)).state is State.OK
+    assert (await leftovers.archives(tmp_path, database, embedded=True)).state is State.OK
 
 
 async def test_archives_are_not_judged_without_the_database_of_their_jobs(tmp_path: Path, pool: Pool) -> None:
-    (tmp_path / "a.tar.gz").touch()
-    os.utime(tmp_path / "a.tar.gz", (LONG_AGO, LONG_AGO))
+    archive = tmp_path / "artifacts" / "a.tar.gz"
+    archive.parent.mkdir()
+    archive.touch()
+    os.utime(archive, (LONG_AGO, LONG_AGO))
+    (tmp_path / "pgdata").mkdir()  # an embedded database besides
 
-    for database, shared in ((None, False), (OpenDatabase(pool, has_tables=True), True)):
-        finding = await leftovers.archives(tmp_path, database, shared=shared)
+    for database, embedded in ((None, True), (OpenDatabase(pool, has_tables=True), False)):
+        finding = await leftovers.archives(tmp_path, database, embedded=embedded)
         assert finding == Finding.ok(
             "1 packed submission (0 KiB) of more than a day ago; "
             "not judged, as jobs of another database may need them"

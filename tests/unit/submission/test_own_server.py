@@ -124,7 +124,7 @@ def test_the_example_serves_connections_side_by_side_and_only_with_the_key(
     ]
     assert answers == [1, 0] * 3
     assert dict(connections[0].metadata) == {"extensions": ["reset", "sequence"]}
-    assert connections[0].supports_reset is False
+    assert connections[0].supports_reset
     for connection in connections:
         connection.close()
     with pytest.raises(AuthenticationFailed):
