@@ -183,13 +183,14 @@ def test_a_live_control_plane_serves_every_command_and_survives_the_end_of_every
 ) -> None:
     log = scratch / "log"
     job = gated_job(gated, scratch)
+    others = ray_sessions()
     with control_plane(data_dir, log) as command:
         check_a_policy_server_by_its_address(data_dir)
         check_a_submission_that_fails(data_dir, scratch)
         assert orchestrator("submit", "-", "--data-dir", data_dir, stdin=job).stdout == "77\n"
         wait_until((gated.gate / "reached").exists, "the policy at its gate")
 
-        kill_everything(command, data_dir)
+        kill_everything(command, data_dir, others)
         gated.open()
     with control_plane(data_dir, log):
         finals = lambda: messages(data_dir, "job_status_update", 77, final=True)  # noqa: E731
@@ -253,11 +254,14 @@ def messages(data_dir: Path, queue: str, job_id: int, *, final: bool = False) ->
     return [one for one in found if one["job_id"] == job_id and (not final or one["status"] in ends)]
 
 
-def kill_everything(command: subprocess.Popen[bytes], data_dir: Path) -> None:
-    """SIGKILL to all at once: the command, Ray, Postgres with its guardian, shims and submissions."""
+def kill_everything(command: subprocess.Popen[bytes], data_dir: Path, others: set[Path]) -> None:
+    """SIGKILL to all at once: the command, its Ray, Postgres with its guardian, shims and submissions.
+
+    `others` are Ray sessions of others; a driver ends with its cluster, and this test run is one.
+    """
     state = ServerFiles(data_dir).read_state()
     assert state is not None
-    sessions = [path for path in ray_sessions() if processes_naming(f"{path}/")]
+    sessions = [path for path in ray_sessions() - others if processes_naming(f"{path}/")]
     victims = {process.pid for session in sessions for process in processes_naming(f"{session}/")}
     victims |= {process.pid for process in processes_naming(str(data_dir))} | {command.pid, state.pid}
     for pid in victims:
