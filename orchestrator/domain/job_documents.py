@@ -68,14 +68,19 @@ def absurdity_of(payload: bytes | str) -> str | None:
     while waiting:
         place, depth, value = waiting.pop()
         if depth > MAX_DEPTH:
-            return f"{_shortened(place, SHOWN_VALUE_CHARS)}: nested more than {MAX_DEPTH} levels deep"
+            return f"{place}: nested more than {MAX_DEPTH} levels deep"
         if isinstance(value, float) and not math.isfinite(value):
-            return f"{_shortened(place, SHOWN_VALUE_CHARS)}: not a finite number (got {value})"
+            return f"{place}: not a finite number (got {value})"
         if isinstance(value, dict):
-            waiting += [(f"{place}.{key}" if place else key, depth + 1, item) for key, item in value.items()]
+            waiting += [(_below(place, key), depth + 1, item) for key, item in value.items()]
         elif isinstance(value, list):
             waiting += [(place, depth + 1, item) for item in value]
     return None
+
+
+def _below(place: str, key: str) -> str:
+    """Bounded: of one long key with many fields below it, the places would together fill the memory."""
+    return _shortened(f"{place}.{key[:SHOWN_VALUE_CHARS]}" if place else key, SHOWN_VALUE_CHARS)
 
 
 def in_words(error: ValidationError, within: str = "") -> str:

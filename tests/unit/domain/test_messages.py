@@ -1,5 +1,6 @@
 import json
 import math
+import tracemalloc
 from datetime import UTC, datetime
 
 import pytest
@@ -145,6 +146,18 @@ def test_an_episode_message_carries_its_return_bit_for_bit() -> None:
     )
 
     assert json.loads(message.to_json())["final_reward"] == 0.1 + 0.2
+
+
+def test_a_long_key_with_many_fields_below_it_takes_no_more_memory_than_the_message() -> None:
+    payload = json.dumps({**JOB, "k" * 400_000: dict.fromkeys(map(str, range(50_000)), 0)})
+    tracemalloc.start()
+    try:
+        EvalJobMessage.parse(payload)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak_bytes < 200 * 2**20
 
 
 JSON_VALUES = st.recursive(
