@@ -14,22 +14,20 @@ from orchestrator.ports import Endpoint
 from orchestrator.settings import Settings
 from orchestrator.submission.preparation import EnvironmentOptions
 
-ENVIRONMENTS = "environments"
-
 
 def process_containers(
-    settings: Settings, data: Path, containers: Path, watch_pid: int | None = None
+    settings: Settings, data: Path, directory: Path, watch_pid: int | None = None
 ) -> ProcessContainers:
-    """Containers below `containers`, whose submissions share the environments below `data`."""
+    """Containers below `directory`; their submissions share the environments below `data`."""
     environments = EnvironmentOptions(
-        store=data / ENVIRONMENTS,
+        store=data / "environments",
         timeout_seconds=settings.environment_timeout_seconds,
         keep=settings.environments_kept,
         max_bytes=settings.environments_max_bytes,
         from_index=settings.requirements_from_index,
     )
     return ProcessContainers(
-        containers,
+        directory,
         watch_pid=watch_pid,
         command=partial(submission_host_command, environments=environments),
         pip_settings=pip_settings(os.environ) if settings.requirements_from_index else None,

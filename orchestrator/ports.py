@@ -88,6 +88,7 @@ class RenewedLease:
 
     cancel_requested: bool
     deadline_seconds_left: float | None
+    cancel_reason: str | None = None
 
 
 # Both get the outcomes in plan order and the number of planned episodes; the second the job as it ends.

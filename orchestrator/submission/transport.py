@@ -155,8 +155,12 @@ class WebSocket:
         self._is_text = False
         self._unparsed_bytes = 0
         self._mask_bytes = 4 if isinstance(protocol, ServerProtocol) else 0
-        self._end: ConnectionLost | None = None
-        self._feed(rest, time.monotonic())
+        self._end: str | None = None
+        try:
+            self._feed(rest, time.monotonic())
+        except BaseException:
+            self._forget()
+            raise
 
     def send(self, message: bytes | str, deadline: Deadline) -> None:
         try:
@@ -172,7 +176,7 @@ class WebSocket:
         """The next message: bytes of a binary one, str of a text one (which is capped, not refused)."""
         while not self._messages:
             if self._end is not None:
-                raise self._end
+                raise ConnectionLost(self._end)
             count = self._stream.receive_into(self._buffer, deadline)
             self._feed(self._buffer[:count], deadline)
         return self._messages.popleft()
@@ -191,7 +195,7 @@ class WebSocket:
         if self._messages or self._fragments:
             raise WireError("the peer sent a message that was not asked for")
         if self._end is not None:
-            raise self._end
+            raise ConnectionLost(self._end)
 
     def say_goodbye(self, deadline: Deadline, code: int = 1000, reason: str = "") -> None:
         """Send a Close frame; the peer's own can still be received, as a ConnectionLost that names it."""
@@ -206,6 +210,20 @@ class WebSocket:
         with contextlib.suppress(TimeoutError, ConnectionLost):
             self.say_goodbye(time.monotonic(), code, reason)
         self._stream.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of all that was received.
+
+        The protocol's parser and its errors refer to themselves, and the garbage collector, which counts
+        objects and not bytes, may come round late: by then there could be gigabytes of such messages.
+        """
+        self._messages.clear()
+        self._fragments.clear()
+        self._buffer = memoryview(b"")
+        self._protocol.parser.close()
+        self._protocol.parser_exc = None
+        self._protocol.reader.buffer.clear()
 
     def abort(self) -> None:
         """Make every call on this connection end now; safe from another thread."""
@@ -236,7 +254,7 @@ class WebSocket:
 
     def _take(self, frame: Frame) -> None:
         if frame.opcode is Opcode.CLOSE:
-            self._end = ConnectionLost(f"the peer closed the connection: {Close.parse(bytes(frame.data))}")
+            self._end = f"the peer closed the connection: {Close.parse(bytes(frame.data))}"
             return
         if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             return

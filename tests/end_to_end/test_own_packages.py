@@ -74,7 +74,7 @@ async def test_a_server_of_its_own_plays_as_the_agent_does(plane: Plane) -> None
     config = {"seed": 7, "episodes_per_task": 4}
     jobs = [
         plane.job(EXAMPLES / name, config=config, resources={"workers": 2})
-        for name in ("own_server", "cartpole")
+        for name in ("cartpole_server", "cartpole")
     ]
 
     results = [await plane.evaluate(job) for job in jobs]
@@ -99,11 +99,12 @@ async def test_a_server_of_its_own_that_ends_early_fails_the_job_with_its_exit_c
 async def test_a_server_of_its_own_that_dies_in_an_episode_is_charged_for_that_one_alone(
     plane: Plane, scratch: Path
 ) -> None:
-    source = (EXAMPLES / "own_server" / "main.py").read_text()
+    source = (EXAMPLES / "cartpole_server" / "main.py").read_text()
     source = source.replace("import argparse\n", "import argparse\nimport os\n\nobservations = 0\n")
-    counts = "    global observations\n    observations += 1\n"
-    dies_at = "    if observations == 45:\n        os._exit(9)\n"
-    push = "    return int(sum("
+    counts = "        global observations\n        observations += 1\n"
+    dies_at = "        if observations == 45:\n            os._exit(9)\n"
+    push = "        lean = sum("
+    assert push in source
     dies = submission(scratch / "dies", main_py=source.replace(push, counts + dies_at + push))
     job = plane.job(dies, config={"seed": 7, "episodes_per_task": 4, "max_episode_steps": 20})
 

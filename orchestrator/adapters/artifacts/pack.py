@@ -31,6 +31,8 @@ class PackedArchive:
 def pack_directory(source: Path, store: Path) -> PackedArchive:
     """A `.tar.gz` of `source` in the directory `store`, named by its sha256; written anew only if need be.
 
+    One that is there already looks new afterwards: its age says how long nobody has asked for it.
+
     Of the files their names, their content and whether they may be executed is kept; `survey` says what is
     left out.
 
@@ -90,7 +92,9 @@ def _pack_into(store: Path, contents: Contents) -> PackedArchive:
     try:
         packed = _write(contents, temporary)
         target = store / f"{packed.sha256}.tar.gz"
-        if not target.exists():
+        if target.exists():
+            os.utime(target)
+        else:
             temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)

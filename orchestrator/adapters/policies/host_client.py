@@ -154,7 +154,7 @@ def _lateness(held: bool, timeout_seconds: float, where: str) -> SubmissionError
     if not held:
         return InfrastructureError("the submission host did not take the archive in time")
     stands = f"; it stands at:\n{where}" if where else ""
-    return SubmissionError(f"the submission did not load within {timeout_seconds:g} s{stands}")
+    return SubmissionError(f"the submission did not load within {timeout_seconds:.3g} s{stands}")
 
 
 def _ask(stream: ByteStream, request: dict[str, Any], deadline: float) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from tests.golden_texts import check_golden
 from tests.unit.authoring.reports import as_text
 from tests.wheels import write_wheel
 
-EXAMPLE = Path(__file__).parents[3] / "examples" / "own_server"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "cartpole_server"
 AGENT = "import package\n\nclass Agent:\n    def act(self, observation):\n        return package.PUSH\n"
 
 

@@ -32,7 +32,7 @@ from tests.golden_texts import check_golden
 from tests.policy_processes import ECHO_AGENT, RunningServer, running_host, write_archive
 
 KEY = bytes(range(32))
-EXAMPLE = Path(__file__).parents[3] / "examples" / "own_server" / "main.py"
+EXAMPLE = Path(__file__).parents[3] / "examples" / "cartpole_server" / "main.py"
 # A server of the protocol in a few lines; `{start}` runs before it listens, `{reply}` for each observation.
 SERVER = """
 import argparse, os, signal, sys, time
@@ -123,8 +123,8 @@ def test_the_example_serves_connections_side_by_side_and_only_with_the_key(
         connection.act({"observation": sign * leaning}, 20) for connection in connections for sign in (1, -1)
     ]
     assert answers == [1, 0] * 3
-    assert dict(connections[0].metadata) == {"policy": "linear controller"}
-    assert connections[0].supports_reset is False
+    assert dict(connections[0].metadata) == {"extensions": ["reset", "sequence"]}
+    assert connections[0].supports_reset
     for connection in connections:
         connection.close()
     with pytest.raises(AuthenticationFailed):

@@ -32,8 +32,8 @@ def archive(tmp_path: Path) -> Path:
     return path
 
 
-def client(port: int) -> SubmissionHostClient:
-    return SubmissionHostClient(Endpoint("127.0.0.1", port), KEY, grace_seconds=0.2)
+def client(port: int, grace_seconds: float = 0.2) -> SubmissionHostClient:
+    return SubmissionHostClient(Endpoint("127.0.0.1", port), KEY, grace_seconds=grace_seconds)
 
 
 class ScriptedHost:
@@ -84,7 +84,7 @@ def state(name: str, ok: bool = True, error: str | None = None) -> dict[str, Any
 async def test_it_asks_until_the_policy_serves(archive: Path) -> None:
     answers = state("waiting"), state("loading"), state("loading"), None, state("loading"), state("serving")
     with ScriptedHost(*answers) as host:
-        await client(host.port).push_archive(archive, SHA256.upper(), 20)
+        await client(host.port, grace_seconds=20).push_archive(archive, SHA256.upper(), 20)
 
     assert host.requests[0] == {"op": "push", "size": 10, "sha256": SHA256}
     assert [request["op"] for request in host.requests[1:]] == ["status"] * 4
@@ -144,15 +144,6 @@ async def test_loading_beyond_the_deadline_is_the_submissions(archive: Path) -> 
     with (
         ScriptedHost(*answers) as host,
         pytest.raises(SubmissionError, match=r'within 0.5 s; it stands at:\n  File "agent.py", line 3'),
-    ):
-        await client(host.port).push_archive(archive, SHA256, 0.5)
-
-
-async def test_lateness_says_where_the_submission_stands(archive: Path) -> None:
-    loading = state("loading") | {"where": "main.py runs, and does not listen"}
-    with (
-        ScriptedHost(state("waiting"), *[loading] * 200) as host,
-        pytest.raises(SubmissionError, match=r"it stands at:\nmain\.py runs, and does not listen"),
     ):
         await client(host.port).push_archive(archive, SHA256, 0.5)
 
