@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from orchestrator.adapters.artifacts.contents import survey
 from orchestrator.adapters.artifacts.pack import PackedArchive, existing_archive, pack_directory
 from orchestrator.adapters.benchmarks.registry import load_benchmark
 from orchestrator.adapters.postgres.server_files import make_data_dir
@@ -87,6 +88,7 @@ def _make_job(request: EvalRequest, job_id: int) -> EvalJobMessage:
 def _artifact(submission: str, archives: Path) -> dict[str, Any]:
     path = Path(submission)
     if path.is_dir():
+        survey(path)  # what is no submission makes nothing
         # Before the archives' own directory makes it, with a mode that may shut the embedded server out.
         with contextlib.suppress(OSError):  # which whoever writes there tells
             make_data_dir(archives.parent)

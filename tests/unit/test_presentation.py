@@ -110,10 +110,9 @@ def test_a_result_without_details_still_shows() -> None:
 
 def test_a_log_is_shown_only_where_it_tells_more_than_the_error() -> None:
     refused = "the archive was refused: it holds a link"
-    greeting = "waiting for an archive on 127.0.0.1:4711\n"
 
-    nothing_more = shown([result(JobStatus.FAILED, error=refused, logs=f"{greeting}{refused}\n")])
-    more = shown([result(JobStatus.FAILED, error=refused, logs=f"{greeting}out of tokens\n")])
+    nothing_more = shown([result(JobStatus.FAILED, error=refused, logs=f"{refused}\n")])
+    more = shown([result(JobStatus.FAILED, error=refused, logs=f"{refused}\nout of tokens\n")])
 
     assert "log" not in nothing_more
     assert "out of tokens" in more

@@ -305,12 +305,16 @@ async def test_old_archives_are_cleared_unless_an_unfinished_job_needs_them(
     unneeded, late = archive("a.tar.gz"), archive("b b.tar.gz")
     kept = [archive("c c.tar.gz"), archive("d.tar.gz", old=False)]
     store = a_store(pool)
-    await store.insert(a_job(1, artifact_url=f"file://{str(kept[0]).replace(' ', '%20')}"), enqueue=True)
+    await store.insert(
+        a_job(1, artifact_url=f"file://{str(kept[0]).replace(' ', '%20')}"), enqueue=True, local=True
+    )
     database = OpenDatabase(pool, has_tables=True)
 
     finding = await leftovers.archives(tmp_path, database, embedded=True)
     # A job that comes in between look and clearing.
-    await store.insert(a_job(2, artifact_url=f"file://{str(late).replace(' ', '%20')}"), enqueue=True)
+    await store.insert(
+        a_job(2, artifact_url=f"file://{str(late).replace(' ', '%20')}"), enqueue=True, local=True
+    )
     cleared = await asyncio.to_thread(clear, finding)
 
     check("archives", finding, tmp_path / "artifacts")

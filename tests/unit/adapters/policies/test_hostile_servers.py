@@ -182,19 +182,22 @@ def fragment(opcode: int = 2) -> bytes:
 REPLIES = {
     # Time.
     "a byte at a time": Hostile(
-        after_observation(dripping(ACTION * 100)), PolicyLate, "deadline", SHORT_SECONDS
+        after_observation(dripping(ACTION * 100)), PolicyLate, "no whole reply within", SHORT_SECONDS
     ),
-    "nothing": Hostile(sending(b""), PolicyLate, "deadline", SHORT_SECONDS),
+    "nothing": Hostile(sending(b""), PolicyLate, "no whole reply within", SHORT_SECONDS),
     "pings without end": Hostile(
         after_observation(for_ever(frame(b"x" * 125, 9) * 10)), PolicyLate, "", SHORT_SECONDS
     ),
     "pongs without end": Hostile(
-        after_observation(for_ever(frame(b"x" * 125, 10) * 10)), PolicyLate, "deadline", SHORT_SECONDS
+        after_observation(for_ever(frame(b"x" * 125, 10) * 10)),
+        PolicyLate,
+        "no whole reply within",
+        SHORT_SECONDS,
     ),
     "never reads": Hostile(
         in_turn(upgrade, stay),
         PolicyLate,
-        "deadline",
+        "no whole reply within",
         SHORT_SECONDS,
         observation={"image": np.zeros(12 * MIB, np.uint8)},
     ),
