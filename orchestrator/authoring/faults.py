@@ -9,7 +9,7 @@ from orchestrator.actors.episode_runner import EpisodeLimits
 from orchestrator.authoring.findings import Finding, Mark
 from orchestrator.authoring.playing import Played
 from orchestrator.domain.episodes import FaultClass
-from orchestrator.domain.errors import PolicyError, PolicyRaised, SubmissionError
+from orchestrator.domain.errors import PolicyError, PolicyRaised, SubmissionError, SubmissionSilent
 from orchestrator.ports import Evidence
 
 LOADS = "loads"
@@ -19,9 +19,9 @@ INSTANCES = "instances"
 _PLACE = re.compile(r'^  File "(?P<file>[^"]+)", line (?P<line>\d+)', re.MULTILINE)
 _EXCEPTION = re.compile(r"^(?P<name>[A-Za-z_][\w.]*)(?:: (?P<text>.*))?$")
 _MISSING_MODULE = re.compile(r"No module named '(?P<name>[^']+)'")
-_NOT_LOADED = "the submission did not load:"
+_NOT_LOADED = re.compile(r"^the submission did not load:[ \n]")
 _LATE = re.compile("did not (load|serve) (within|in time)")
-_STAGE = re.compile(r"^(?P<stage>reset|step \d+): ", re.DOTALL)
+_RAISED = "the policy raised an exception:"
 _SYNTAX_ERRORS = ("SyntaxError", "IndentationError", "TabError")
 _LOG_LINES = 12
 _HOST_LINE = "waiting for an archive on "  # the submission host's own
@@ -46,7 +46,7 @@ _EXIT_ADVICE = "the process has to go on until it is ended: no exit() and no os.
 
 def load_failure(error: SubmissionError) -> Finding:
     """Why the submission cannot be evaluated at all."""
-    reason = error.reason.removeprefix(_NOT_LOADED).strip()
+    reason = _NOT_LOADED.sub("", error.reason)
     raised = Raised.read(reason)
     if raised is None:
         return _load_failure_in_words(reason, error.log_tail)
@@ -62,6 +62,11 @@ def load_failure(error: SubmissionError) -> Finding:
         text = f"{raised.place}the code asked to exit while it was loaded"
         return _wrong(LOADS, text, raised.traceback, _EXIT_ADVICE)
     return _wrong(LOADS, f"{raised.place}the code raised {raised.name} while it was loaded", raised.traceback)
+
+
+def silence(error: SubmissionSilent) -> Finding:
+    """That the submission runs, and does not answer; here there is no network that could have lost a word."""
+    return _wrong(LOADS, f"it took its archive, and then did not answer as its server should: {error}")
 
 
 def _load_failure_in_words(text: str, log_tail: str) -> Finding:
@@ -115,33 +120,29 @@ class Circumstances:
 
 def episode_failure(played: Played, circumstances: Circumstances) -> Finding:
     """What went wrong in an episode that the submission did not play to its end."""
-    detail, evidence = played.report.detail, circumstances.evidence
-    log_tail = circumstances.log_tail
-    stage = _STAGE.match(detail)
-    what = detail[stage.end() :] if stage else detail
-    at = stage["stage"] if stage else "the start"
-    named = [f"episode {played.episode.episode_id} of {played.episode.task_id}", circumstances.when, at]
+    report, evidence, log_tail = played.report, circumstances.evidence, circumstances.log_tail
+    place = report.place or "the start"
+    what = report.detail.removeprefix(f"{report.place}: ")
+    named = [f"episode {played.episode.episode_id} of {played.episode.task_id}", circumstances.when, place]
     episode = f"{', '.join(part for part in named if part)}: "
     if evidence is not None and not evidence.running:
         text = f"{episode}the process ended: {evidence.reason}"
         return _wrong(PLAYS, text, last_words(log_tail), _EXIT_ADVICE if evidence.exit_code == 0 else "")
-    match played.report.finished and played.report.finished.fault:
+    match report.finished and report.finished.fault:
         case FaultClass.POLICY_EXCEPTION:
-            return _raised_in_an_episode(episode, what)
+            return _raised_in_an_episode(episode, what.removeprefix(_RAISED).strip("\n"))
         case FaultClass.NON_FINITE_ACTION:
-            return _wrong(PLAYS, f"{episode}the action is not finite: {what}", advice=_NON_FINITE_ADVICE)
+            return _wrong(PLAYS, episode + what, advice=_NON_FINITE_ADVICE)
         case FaultClass.INVALID_ACTION:
             nothing = "act() ended without a return: " if what.endswith("got None") else ""
-            advice = f"{nothing}act() has to return {circumstances.action_space}"
-            return _wrong(PLAYS, f"{episode}the action does not fit: {what}", advice=advice)
+            return _wrong(
+                PLAYS, episode + what, advice=f"{nothing}act() has to return {circumstances.action_space}"
+            )
         case FaultClass.STEP_TIMEOUT:
-            return _late(episode, at, circumstances)
-        case FaultClass.EPISODE_TIMEOUT:
-            return _wrong(PLAYS, episode + what)
+            return _late(episode, place, circumstances)
         case FaultClass.PROTOCOL_ERROR:
-            text = f"{episode}the answer is not one of the protocol: {what}"
-            return _wrong(PLAYS, text, advice="docs/protocol.md says what an answer looks like")
-    return _wrong(PLAYS, f"{episode}the connection was lost: {what}", last_words(log_tail))
+            return _wrong(PLAYS, episode + what, advice="docs/protocol.md says what an answer looks like")
+    return _wrong(PLAYS, episode + what, last_words(log_tail))
 
 
 def _raised_in_an_episode(episode: str, traceback: str) -> Finding:
@@ -154,9 +155,9 @@ def _raised_in_an_episode(episode: str, traceback: str) -> Finding:
     return _wrong(PLAYS, f"{episode}the policy raised {raised.name}", raised.traceback, advice)
 
 
-def _late(episode: str, at: str, circumstances: Circumstances) -> Finding:
+def _late(episode: str, place: str, circumstances: Circumstances) -> Finding:
     limits = circumstances.limits
-    if at == "reset":
+    if place == "reset":
         text = f"reset() did not return within {limits.reset_timeout_seconds:g} s"
         advice = "do what takes long in the constructor, once"
     else:

@@ -26,12 +26,13 @@ from orchestrator.authoring.faults import (
     connection_failure,
     episode_failure,
     load_failure,
+    silence,
 )
 from orchestrator.authoring.findings import Finding, Mark, Report
 from orchestrator.authoring.playing import Played, playing
 from orchestrator.authoring.repeatability import OF_AN_AGENT
 from orchestrator.authoring.task_runs import CheckPlan
-from orchestrator.domain.errors import PolicyError, SubmissionError, UsageError
+from orchestrator.domain.errors import PolicyError, SubmissionError, SubmissionSilent, UsageError
 from orchestrator.limits import container_limits, episode_limits
 from orchestrator.settings import Settings
 
@@ -91,6 +92,8 @@ async def _started(containers: CheckContainers, start_up_seconds: float) -> Asyn
         submission = await containers.start(start_up_seconds)
     except SubmissionError as error:
         raise CheckFailed(load_failure(error)) from error
+    except SubmissionSilent as error:
+        raise CheckFailed(silence(error)) from error
     yield submission
     await containers.remove(submission)
 

@@ -59,6 +59,8 @@ class Answer:
                 return f"nothing {self.reason}"
             case Came.END:
                 return f"the end of the connection{self.reason and ': '}{self.reason}"
+            case Came.GARBAGE if self.is_too_large:
+                return self.reason
             case Came.GARBAGE if self.breaks_frames:
                 return f"what is {self.reason}"
             case Came.GARBAGE:
@@ -74,7 +76,7 @@ class Answer:
 
     @property
     def is_too_large(self) -> bool:
-        return self.came is Came.GARBAGE and ("size limit" in self.reason or "above the limit" in self.reason)
+        return self.came is Came.GARBAGE and "above the limit" in self.reason
 
 
 def _end(error: ConnectionLost) -> Answer:

@@ -98,6 +98,15 @@ time.sleep(1000)
 }
 
 DOES_NOT_PLAY = {
+    "breaks_bounds_that_are_kept": Case(
+        """
+class Agent:
+    def act(self, observation):
+        return [2.5]
+""",
+        benchmark=PENDULUM,
+        config={"out_of_bounds_actions": "fault"},
+    ),
     "raises": Case(
         """
 class Agent:
