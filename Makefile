@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all the set-up by themselves; `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check lint format lock hooks clean
+.PHONY: help setup demo test test-slow coverage check lint format docs lock hooks clean
 
 BIN := .venv/bin
 
@@ -19,6 +19,11 @@ test: setup ## Run the tests, without the slow ones
 test-slow: setup ## Run the slow tests only
 	@$(BIN)/pytest -m slow
 
+coverage: setup ## Branch coverage by the tests, Ray's processes included, in htmlcov/; TESTS=... for some
+	@rm -rf .measured htmlcov
+	@PYTHONPATH=$(CURDIR)/tests/measuring $(BIN)/pytest -m "not slow" $(TESTS); status=$$?; \
+	  $(BIN)/coverage combine --quiet .measured && $(BIN)/coverage html --quiet && $(BIN)/coverage report && exit $$status
+
 check: lint test ## All that has to pass before a commit
 
 lint: setup ## Linter, formatter, types and import contracts
@@ -31,6 +36,10 @@ format: setup ## Format, and repair what the linter can
 	@$(BIN)/ruff format
 	@$(BIN)/ruff check --fix
 
+docs: setup ## Write docs/settings.md anew from the settings' docstrings
+	@$(BIN)/python -m orchestrator.cli settings --markdown > docs/settings.md.new
+	@mv docs/settings.md.new docs/settings.md
+
 lock: ## Write requirements.lock anew from pyproject.toml (needs uv); UPGRADE=1 raises the pins
 	@uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes \
 	  --no-header --quiet $(if $(UPGRADE),--upgrade) --output-file requirements.lock
@@ -39,5 +48,5 @@ hooks: setup ## Run the linters before every git commit
 	@$(BIN)/pre-commit install
 
 clean: ## Remove .venv and every cache
-	@rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
+	@rm -rf .measured .coverage htmlcov .venv .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis build dist
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import os
-import shutil
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import UUID
 
-import asyncpg
-import psutil
 import ray
 
 from orchestrator.actors.control_plane import RaySupervisors, sink_name
@@ -35,36 +32,36 @@ from orchestrator.actors.submission_container import (
     PolicySource,
     SubmissionContainer,
 )
-from orchestrator.adapters.artifacts.fetch import FetchLimits, fetch_archive
-from orchestrator.adapters.policies.host_client import SubmissionHostClient
+from orchestrator.adapters.artifacts.fetch import FetchLimits, check_reference, fetch_archive
 from orchestrator.adapters.policies.websocket import WebSocketConnector
+from orchestrator.adapters.postgres.clients import (
+    CONSUMER_APPLICATION,
+    CONSUMER_CONNECTIONS,
+    SINK_CONNECTIONS,
+    SUPERVISOR_CONNECTIONS,
+)
 from orchestrator.adapters.postgres.installation import Installation
-from orchestrator.adapters.postgres.job_store import JobRules, PostgresJobStore
-from orchestrator.adapters.postgres.ledger import PostgresLedger
 from orchestrator.adapters.postgres.patience import patient
 from orchestrator.adapters.postgres.pool import Database, open_pool
-from orchestrator.adapters.postgres.queue import TelemetryRows
 from orchestrator.adapters.postgres.reconciliation import ReconciliationQueries
-from orchestrator.adapters.postgres.server_files import default_data_dir
-from orchestrator.adapters.process.containers import ProcessContainers
-from orchestrator.domain.episodes import EpisodeOutcome
+from orchestrator.adapters.postgres.retention import Retention, RetentionRules
+from orchestrator.adapters.process.client_process import is_known_dead
 from orchestrator.domain.errors import InfrastructureError, UsageError
-from orchestrator.domain.messages import EvalResultMessage
-from orchestrator.domain.results import build_result
+from orchestrator.job_scratch import remove_scratch, scratch_path, sweep_scratch
 from orchestrator.limits import container_limits, episode_limits
+from orchestrator.local_containers import submission_host
 from orchestrator.logging import bind_process, configure_logging, get_logger
-from orchestrator.ports import Claim, Containers, Endpoint, Job, PolicyConnector
+from orchestrator.ports import Claim, Containers, Endpoint, JobStore, PolicyConnector
 from orchestrator.settings import Settings
+from orchestrator.stores import (
+    EXTERNAL_SCHEME,
+    data_directory,
+    job_store,
+    ledger,
+    submission_containers,
+)
 
 log = get_logger()
-
-CONSUMER_APPLICATION = "orchestrator consumer"
-EXTERNAL_SCHEME = "ws"
-
-
-def data_directory(settings: Settings) -> Path:
-    """Where everything of ours on this machine is kept."""
-    return settings.data_dir or default_data_dir()
 
 
 def fingerprint(settings: Settings) -> str:
@@ -77,42 +74,9 @@ def fingerprint(settings: Settings) -> str:
     return digest.hexdigest()
 
 
-def job_rules(settings: Settings) -> JobRules:
-    """The rules of claims, as set."""
-    return JobRules(
-        max_concurrent_jobs=settings.max_concurrent_jobs,
-        lease_seconds=settings.lease_seconds,
-        job_timeout_seconds=settings.job_timeout_seconds,
-        max_claims_without_progress=settings.max_claims_without_progress,
-        validator_hotkey=settings.validator_hotkey,
-    )
-
-
-def job_store(pool: asyncpg.Pool[asyncpg.Record], settings: Settings) -> PostgresJobStore:
-    """The store of jobs, as clients and actors use it."""
-
-    def unheld(job: Job, outcomes: Sequence[EpisodeOutcome], planned: int) -> EvalResultMessage:
-        return build_result(
-            job.message,
-            job.status,
-            outcomes,
-            planned,
-            validator_hotkey=settings.validator_hotkey,
-            error=job.error,
-        )
-
-    return PostgresJobStore(pool, job_rules(settings), unheld)
-
-
-def ledger(pool: asyncpg.Pool[asyncpg.Record], settings: Settings) -> PostgresLedger:
-    """The ledger of episodes, with telemetry as set."""
-    rows = TelemetryRows(
-        messages_per_row=settings.telemetry_messages_per_row,
-        row_bytes=settings.telemetry_row_bytes,
-        episodes=settings.telemetry_episodes,
-        steps=settings.telemetry_steps,
-    )
-    return PostgresLedger(pool, rows)
+def retention_rules(settings: Settings) -> RetentionRules:
+    """What is kept of that which nobody consumes, as set."""
+    return RetentionRules(settings.retention_seconds, settings.retention_rows)
 
 
 @dataclass(frozen=True)
@@ -139,7 +103,7 @@ class ControlPlaneRecipe:
 
     @asynccontextmanager
     async def open_sink(self) -> AsyncIterator[ResultSink]:
-        async with self._pool("orchestrator sink", max_size=4) as pool:
+        async with self._pool("orchestrator sink", max_size=SINK_CONNECTIONS) as pool:
             yield ResultSink(
                 ledger=ledger(pool, self.settings),
                 max_bytes=self.settings.sink_queue_bytes,
@@ -149,7 +113,7 @@ class ControlPlaneRecipe:
 
     @asynccontextmanager
     async def open_consumer(self) -> AsyncIterator[QueueConsumer]:
-        async with self._pool(CONSUMER_APPLICATION, max_size=8) as pool:
+        async with self._pool(CONSUMER_APPLICATION, max_size=CONSUMER_CONNECTIONS) as pool:
             store = job_store(pool, self.settings)
             supervisors = RaySupervisors(self)
             reconciler = Reconciler(
@@ -159,9 +123,10 @@ class ControlPlaneRecipe:
                 containers=self._containers(),
                 installation_id=self.installation.installation_id,
                 max_concurrent_jobs=self.settings.max_concurrent_jobs,
-                retention_seconds=self.settings.retention_seconds,
-                retention_rows=self.settings.retention_rows,
+                retention=Retention(pool),
+                retention_rules=retention_rules(self.settings),
                 unheld_result=store.failed_result,
+                client_is_dead=is_known_dead,
             )
             yield QueueConsumer(
                 pool,
@@ -175,12 +140,10 @@ class ControlPlaneRecipe:
     @asynccontextmanager
     async def open_supervision(self, job_id: int, holder: UUID) -> AsyncIterator[JobSupervision]:
         started_at = time.monotonic()
-        # A directory of this process alone: an older one that thaws must not remove what a newer one uses.
-        installation = str(self.installation.installation_id)
-        name = f"{job_id}-{os.getpid()}-{time.time_ns()}"
-        scratch = data_directory(self.settings) / "scratch" / installation / name
-        await asyncio.to_thread(_sweep_scratch, scratch.parent)
-        async with self._pool(f"orchestrator job {job_id}", max_size=4) as pool:
+        data_dir = data_directory(self.settings)
+        scratch = scratch_path(data_dir, self.installation.installation_id, job_id)
+        await asyncio.to_thread(sweep_scratch, data_dir)
+        async with self._pool(f"orchestrator job {job_id}", max_size=SUPERVISOR_CONNECTIONS) as pool:
             store = patient(job_store(pool, self.settings), self.settings.lease_seconds)
             parts = SupervisionParts(
                 store=store,
@@ -196,7 +159,7 @@ class ControlPlaneRecipe:
             try:
                 yield JobSupervision(parts, job_id, holder, started_at)
             finally:
-                await asyncio.to_thread(_remove_scratch, scratch)
+                await asyncio.to_thread(remove_scratch, scratch)
 
     def _pool(self, application: str, max_size: int) -> Any:
         return open_pool(
@@ -208,7 +171,7 @@ class ControlPlaneRecipe:
 
     def _containers(self) -> Containers:
         # A Ray worker's parent is its node's raylet: with the node gone, nobody can talk to the container.
-        return ProcessContainers(data_directory(self.settings) / "containers", watch_pid=os.getppid())
+        return submission_containers(self.settings, watch_pid=os.getppid())
 
     def _cluster(self, claim: Claim) -> Cluster:
         job = claim.job.message
@@ -225,57 +188,60 @@ class ControlPlaneRecipe:
             job=job,
             connector=WebSocketConnector("", 0),
             limits=episode_limits(job, settings),
-            sink=None,
+            # By its name alone: workers are given nothing of the recipe, which holds secrets.
+            find_sink=partial(ray.get_actor, sink_name(self.generation), self.namespace),
             step_log_interval=config.step_log_interval or settings.step_log_interval,
             log_steps=settings.telemetry_steps,
             byte_cap=settings.episode_buffer_bytes,
             connect_timeout_seconds=settings.connect_timeout_seconds,
             log_level=self.actor_log_level,
         )
-        return RolloutCluster(plan, setup, self._sink)
+        return RolloutCluster(plan, setup)
 
-    def _sink(self) -> Any:
-        return ray.get_actor(sink_name(self.generation), self.namespace)
-
-    def _policy(self, claim: Claim, store: PostgresJobStore, scratch: Path) -> PolicySource:
-        url = urlsplit(claim.job.message.artifact_url or "")
-        if url.scheme == EXTERNAL_SCHEME:
-            return self._external_policy(claim, url.hostname or "", url.port or 0)
+    def _policy(self, claim: Claim, store: JobStore, scratch: Path) -> PolicySource:
+        message = claim.job.message
+        if _names_a_server(message.artifact_url or ""):
+            return self._external_policy(claim)
         tools = ContainerTools(
             store=store,
             containers=self._containers(),
-            host_client=lambda endpoint, key: SubmissionHostClient(endpoint, key),
+            host_client=partial(submission_host, self.settings),
             connector=_connector,
             session_key=self.installation.session_key,
             installation_id=self.installation.installation_id,
             limits=container_limits(claim.job.message, self.settings),
             start_up_timeout_seconds=self.settings.start_up_timeout_seconds,
         )
-        schemes = self.settings.archive_allowed_schemes + (("file",) if claim.job.local else ())
-        limits = FetchLimits(
-            self.settings.archive_max_bytes,
-            self.settings.archive_fetch_timeout_seconds,
-            schemes,
-            hosts=self.settings.archive_allowed_hosts or None,  # empty: any public host
-        )
+        limits = self._fetch_limits(claim)
+        if claim.epoch == 1:  # later there may be a container, which has the archive already
+            check_reference(message, limits)
 
         async def fetch() -> Archive:
             scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
             target = scratch / "archive"
-            return Archive(target, await fetch_archive(claim.job.message, target, limits))
+            return Archive(target, await fetch_archive(message, target, limits))
 
         return SubmissionContainer(tools, fetch)
 
-    def _external_policy(self, claim: Claim, host: str, port: int) -> PolicySource:
+    def _fetch_limits(self, claim: Claim) -> FetchLimits:
+        return FetchLimits(
+            self.settings.archive_max_bytes,
+            self.settings.archive_fetch_timeout_seconds,
+            self.settings.archive_allowed_schemes + (("file",) if claim.job.local else ()),
+            hosts=self.settings.archive_allowed_hosts or None,  # empty: any public host
+        )
+
+    def _external_policy(self, claim: Claim) -> PolicySource:
         if not claim.job.local:
             # Anybody could have us dial any address inside the cluster.
             raise UsageError("only jobs of the local command line may name a policy server by its address")
+        host, port = _server_address(claim.job.message.artifact_url or "")
         return ExternalPolicy(WebSocketConnector(host, port), self.settings.connect_timeout_seconds)
 
 
 async def remove_containers(settings: Settings, installation: Installation) -> None:
     """Remove what process containers left on this machine, after the Ray they were bound to has ended."""
-    containers = ProcessContainers(data_directory(settings) / "containers")
+    containers = submission_containers(settings)
     for owned in await containers.list_owned(installation.installation_id):
         try:
             await containers.remove(owned.handle)
@@ -283,20 +249,22 @@ async def remove_containers(settings: Settings, installation: Installation) -> N
             log.warning("container_left", container_id=str(owned.container_id), why=str(error))
 
 
-def _sweep_scratch(directory: Path) -> None:
-    """Remove the scratch directories whose process was killed before it could."""
-    for scratch in directory.glob("*-*-*"):
-        process = scratch.name.split("-")[1]
-        if not (process.isdigit() and psutil.pid_exists(int(process))):
-            _remove_scratch(scratch)
+def _names_a_server(url: str) -> bool:
+    return url.lower().startswith(f"{EXTERNAL_SCHEME}:")
 
 
-def _remove_scratch(scratch: Path) -> None:
-    """Remove a job's scratch directory, and its parents where nothing else is in them."""
-    shutil.rmtree(scratch, ignore_errors=True)
-    for parent in (scratch.parent, scratch.parent.parent):
-        with contextlib.suppress(OSError):
-            parent.rmdir()
+def _server_address(url: str) -> tuple[str, int]:
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:  # a bracket too few, or a port that is none
+        host = port = None
+    if not host or not port:
+        raise UsageError(
+            f"{url[:200]!r} is no address of a policy server: "
+            f"write {EXTERNAL_SCHEME}://HOST:PORT, with a port from 1 to 65535"
+        )
+    return host, port
 
 
 def _connector(endpoint: Endpoint, key: bytes) -> PolicyConnector:

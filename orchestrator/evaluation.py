@@ -1,39 +1,32 @@
-"""What the command line does with jobs: make them, submit them, follow them, read their results."""
+"""What `eval` does with jobs beyond the client: makes them of submissions, follows them, cleans up after."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import json
-import random
 import re
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
-from urllib.parse import quote, unquote, urlsplit
+from typing import Any
+from urllib.parse import quote
 
-import asyncpg
-
+from orchestrator.adapters.artifacts.contents import survey
 from orchestrator.adapters.artifacts.pack import PackedArchive, existing_archive, pack_directory
 from orchestrator.adapters.benchmarks.registry import load_benchmark
-from orchestrator.adapters.postgres.job_store import PostgresJobStore
-from orchestrator.adapters.postgres.pool import retrying
-from orchestrator.adapters.postgres.progress import read_progress, unfinished_artifacts
-from orchestrator.app import EXTERNAL_SCHEME, job_store, ledger
+from orchestrator.adapters.postgres.server_files import make_data_dir
+from orchestrator.client import AsyncClient
+from orchestrator.client.archives import remove_archives
+from orchestrator.client.job_messages import new_job_id
 from orchestrator.domain.episodes import EpisodeOutcome
-from orchestrator.domain.errors import InfrastructureError, UsageError
+from orchestrator.domain.errors import UsageError
 from orchestrator.domain.lifecycle import JobStatus
 from orchestrator.domain.messages import EvalJobMessage, EvalResultMessage
-from orchestrator.progress import JobProgress
-from orchestrator.settings import Settings
-
-T = TypeVar("T")
+from orchestrator.progress import JobProgress, progress_of
+from orchestrator.stores import EXTERNAL_SCHEME
 
 POLL_SECONDS = 0.25
-PATIENCE_SECONDS = 60.0
 CANCEL_SECONDS = 60.0
 ARCHIVE_SUFFIXES = (".tar.gz", ".tgz", ".tar", ".zip")
 
@@ -57,11 +50,16 @@ def make_jobs(requests: Sequence[EvalRequest], archives: Path) -> list[EvalJobMe
     Raises:
         UsageError: no such submission or benchmark, or a config that the benchmark cannot use.
     """
-    first_id = time.time_ns() // 1_000_000 * 1000 + random.randrange(900)  # noqa: S311 - an id, no secret
-    return [_make_job(request, first_id + index, archives) for index, request in enumerate(requests)]
+    first_id = new_job_id()
+    # Nothing is packed before all are known to be good: nobody would remove it.
+    jobs = [_make_job(request, first_id + index) for index, request in enumerate(requests)]
+    return [
+        job.model_copy(update=_artifact(request.submission, archives))
+        for job, request in zip(jobs, requests, strict=True)
+    ]
 
 
-def _make_job(request: EvalRequest, job_id: int, archives: Path) -> EvalJobMessage:
+def _make_job(request: EvalRequest, job_id: int) -> EvalJobMessage:
     provider, _, name = request.benchmark.partition("/")
     if not name:
         raise UsageError(
@@ -79,7 +77,6 @@ def _make_job(request: EvalRequest, job_id: int, archives: Path) -> EvalJobMessa
         "benchmark_name": name,
         "config": config,
         "timeout_seconds": request.timeout_seconds,
-        **_artifact(request.submission, archives),
     }
     if request.workers is not None:
         job["resources"] = {"workers": request.workers}
@@ -91,14 +88,22 @@ def _make_job(request: EvalRequest, job_id: int, archives: Path) -> EvalJobMessa
 def _artifact(submission: str, archives: Path) -> dict[str, Any]:
     path = Path(submission)
     if path.is_dir():
+        survey(path)  # what is no submission makes nothing
+        # Before the archives' own directory makes it, with a mode that may shut the embedded server out.
+        with contextlib.suppress(OSError):  # which whoever writes there tells
+            make_data_dir(archives.parent)
         packed = pack_directory(path, archives)
     elif path.is_file() and path.name.endswith(ARCHIVE_SUFFIXES):
         packed = existing_archive(path)
     elif re.fullmatch(r"[A-Za-z0-9_.\-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", submission):
+        if not 0 < int(submission.rpartition(":")[2]) < 2**16:
+            raise UsageError(f"{submission!r} is no address: ports go from 1 to 65535")
         return {"artifact_url": f"{EXTERNAL_SCHEME}://{submission}"}
     else:
+        missing = "" if path.exists() else "does not exist, and so "
         raise UsageError(
-            f"{submission!r} is no submission: give a directory with agent.py, a .tar.gz, or HOST:PORT"
+            f"{submission!r} {missing}is no submission: "
+            "give a directory with agent.py or main.py, a .tar.gz, or HOST:PORT"
         )
     return _file_artifact(packed)
 
@@ -112,88 +117,51 @@ def _file_artifact(packed: PackedArchive) -> dict[str, Any]:
 
 
 class JobFollower:
-    """Submits jobs to a database, and follows them there until each has its result."""
+    """Submits jobs as those of the local command line, and follows them until each has its result."""
 
-    def __init__(
-        self, pool: asyncpg.Pool[asyncpg.Record], settings: Settings, jobs: Sequence[EvalJobMessage]
-    ) -> None:
-        self._pool = pool
-        self._store: PostgresJobStore = job_store(pool, settings)
-        self._ledger = ledger(pool, settings)
+    def __init__(self, client: AsyncClient, jobs: Sequence[EvalJobMessage]) -> None:
+        self._client = client
         self._jobs = jobs
 
+    @property
+    def job_ids(self) -> list[int]:
+        return [job.job_id for job in self._jobs]
+
     async def submit(self) -> None:
-        """Enqueue all jobs, as those of the local command line."""
+        """Enqueue all jobs; they end with this process, unless it keeps them alive."""
         for job in self._jobs:
-            await self._store.insert(job, enqueue=True, local=True)
+            await self._client.enqueue(job, local=True, followed=True)
 
     async def follow(
         self, show: Callable[[Sequence[JobProgress]], None], given_up: Callable[[], Awaitable[bool]]
     ) -> list[EvalResultMessage] | None:
         """The results once every job has one, or None when `given_up` says so; `show` sees each change."""
         while True:
-            jobs = await self._progress()
+            jobs = [progress_of(summary) for summary in await self._client.summaries(self.job_ids)]
             show(jobs)
             if all(job.status.is_final for job in jobs):
-                return [await self._result(job.job_id) for job in jobs]
+                return await self._client.results(self.job_ids)
             if await given_up():
                 return None
             await asyncio.sleep(POLL_SECONDS)
 
-    async def _progress(self) -> list[JobProgress]:
-        labels = {job.job_id: f"{job.env_provider}/{job.benchmark_name}" for job in self._jobs}
-        rows = await self._patiently(lambda: read_progress(self._pool, list(labels)))
-        return [
-            JobProgress(
-                job_id=row.job_id,
-                label=labels[row.job_id],
-                status=row.status,
-                done=row.done,
-                planned=row.planned or None,
-                successes=row.successes,
-                detail=row.detail,
-            )
-            for row in rows
-        ]
-
     async def cancel(self) -> None:
-        """Ask for every job to be cancelled, and wait until each has ended, whoever ends it."""
-        for job in self._jobs:
-            await self._patiently(partial(self._store.request_cancel, job.job_id, "interrupted"))
-        async with asyncio.timeout(CANCEL_SECONDS):
-            while not all(job.status.is_final for job in await self._progress()):
-                for job in self._jobs:
-                    await self._store.finish_unheld(
-                        job.job_id, JobStatus.CANCELLED, "interrupted", self._store.failed_result
-                    )
-                await asyncio.sleep(POLL_SECONDS)
-
-    async def _patiently(self, operation: Callable[[], Awaitable[T]]) -> T:
-        return await retrying(operation, deadline_seconds=PATIENCE_SECONDS)
+        """Cancel every job, and wait until each has ended, whoever ends it."""
+        cancelling = [
+            self._client.cancel(job_id, "interrupted", timeout_seconds=CANCEL_SECONDS)
+            for job_id in self.job_ids
+        ]
+        for ended in await asyncio.gather(*cancelling, return_exceptions=True):
+            if isinstance(ended, BaseException):
+                raise ended
 
     async def outcomes(self) -> dict[int, list[EpisodeOutcome]]:
         """The outcomes of each job, in plan order."""
-        return {
-            job.job_id: await self._patiently(partial(self._ledger.outcomes, job.job_id))
-            for job in self._jobs
-        }
+        return {job_id: await self._client.outcomes(job_id) for job_id in self.job_ids}
 
     async def remove_archives(self, archives: Path) -> None:
         """Delete the archives that were packed for these jobs, unless another unfinished job needs one."""
-        packed = {job.artifact_url for job in self._jobs if job.artifact_url}
-        needed = await self._patiently(lambda: unfinished_artifacts(self._pool))
-        for url in packed - needed:
-            path = Path(unquote(urlsplit(url).path))
-            if path.parent == archives:
-                path.unlink(missing_ok=True)
-        with contextlib.suppress(OSError):
-            archives.rmdir()
-
-    async def _result(self, job_id: int) -> EvalResultMessage:
-        result = await self._patiently(partial(self._store.result, job_id))
-        if result is None:
-            raise InfrastructureError(f"job {job_id} is final without a result")
-        return result
+        await remove_archives(self._client, self._jobs, archives)
 
 
 def exit_code(results: Sequence[EvalResultMessage]) -> int:

@@ -5,7 +5,7 @@ Adapters implement it; fakes pass the same suites.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
@@ -88,6 +88,7 @@ class RenewedLease:
 
     cancel_requested: bool
     deadline_seconds_left: float | None
+    cancel_reason: str | None = None
 
 
 # Both get the outcomes in plan order and the number of planned episodes; the second the job as it ends.
@@ -317,8 +318,17 @@ class PolicyConnector(Protocol):
 class HostClient(Protocol):
     """Talks to the submission host of a container before it is a policy server."""
 
-    async def push_archive(self, archive: Path, sha256: str, timeout_seconds: float) -> None:
+    async def push_archive(
+        self,
+        archive: Path,
+        sha256: str,
+        timeout_seconds: float,
+        tell: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
         """Returns when the policy answers; pushing again to one that has the archive only waits.
+
+        While the host makes the submission's environment, the time stands still, and `tell` hears what goes
+        on, and "" when that is done.
 
         Raises:
             SubmissionError: the archive was refused or the policy did not load, with the reason (traceback).

@@ -216,12 +216,17 @@ def write_bundle(
 def _episode_lines(outcomes: Mapping[int, Iterable[EpisodeOutcome]]) -> Iterator[str]:
     for job_id, episodes in outcomes.items():
         for outcome in episodes:
-            line = {"job_id": job_id, **asdict(outcome)}
-            line["started_at"] = outcome.started_at.isoformat()
-            line["ended_at"] = outcome.ended_at.isoformat()
-            if not math.isfinite(outcome.episode_return):
-                line["episode_return"] = None  # JSON has no word for it
-            yield json.dumps(line) + "\n"
+            yield json.dumps({"job_id": job_id, **episode_json(outcome)}) + "\n"
+
+
+def episode_json(outcome: EpisodeOutcome) -> dict[str, Any]:
+    """An episode as JSON takes it; a return that is not finite is null."""
+    finite = math.isfinite(outcome.episode_return)
+    return asdict(outcome) | {
+        "started_at": outcome.started_at.isoformat(),
+        "ended_at": outcome.ended_at.isoformat(),
+        "episode_return": outcome.episode_return if finite else None,
+    }
 
 
 def _replace(path: Path, text: str) -> None:

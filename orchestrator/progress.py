@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
 from orchestrator.domain.lifecycle import JobStatus
+from orchestrator.domain.reports import JobSummary
 from orchestrator.logging import escape_control_characters
 from orchestrator.presentation import STATUS_STYLES, make_console
 
@@ -35,6 +36,19 @@ class JobProgress:
     planned: int | None = None
     successes: int = 0
     detail: str | None = None
+
+
+def progress_of(job: JobSummary) -> JobProgress:
+    """How the job stands, as the live view takes it."""
+    return JobProgress(
+        job_id=job.job_id,
+        label=job.benchmark,
+        status=job.status,
+        done=job.episodes.finished,
+        planned=job.episodes.planned,
+        successes=job.episodes.succeeded,
+        detail=job.detail,
+    )
 
 
 @dataclass(slots=True)
@@ -81,7 +95,7 @@ class ProgressView:
         for job in jobs:
             self._measure(job, now)
         if self._live is not None:
-            self._live.update(self._table(jobs))
+            self._live.update(self._renderable(jobs))
         elif not self._console.is_terminal:
             self._print_lines(jobs, now)
 
@@ -94,7 +108,7 @@ class ProgressView:
             # A final job keeps its last pace: it would only fade while others go on.
             pace.per_minute = (job.done - pace.done_then) / (now - pace.since) * 60
 
-    def _table(self, jobs: Sequence[JobProgress]) -> Table:
+    def _renderable(self, jobs: Sequence[JobProgress]) -> RenderableType:
         with_bars = self._console.width >= COLUMNS_FOR_BARS
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
         table.add_column("job", min_width=12)
@@ -125,15 +139,19 @@ class ProgressView:
                 self._console.print(Text(self._line(job)), soft_wrap=True)
 
     def _line(self, job: JobProgress) -> str:
-        parts = [f"{job.label}: {job.status.value}"]
+        parts = (part for part in self._parts(job) if part)
+        return escape_control_characters(f"{job.label}: {', '.join(parts)}")
+
+    def _parts(self, job: JobProgress) -> list[str]:
+        """What a line says of the job; what is empty is left out."""
+        parts = [job.status.value]
         if job.planned is not None:
             parts += [
                 f"{_count(job)} episodes",
                 _success(job) and f"{_success(job)} success",
                 self._pace_text(job),
             ]
-        parts.append(job.detail or "")
-        return escape_control_characters(", ".join(part for part in parts if part))
+        return [*parts, job.detail or ""]
 
     def _pace_text(self, job: JobProgress) -> str:
         per_minute = self._paces[job.job_id].per_minute

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -11,13 +12,54 @@ from pathlib import Path
 
 import psutil
 
+from orchestrator.adapters.process.places import Owner, Presence
+
+PARENT = Path("/tmp")  # noqa: S108 - the shortest there is; each directory in it is closed to others
 PREFIX = "orc-ray-"
+OWNER_FILE = "owner.json"
 END_SECONDS = 10.0
+# A directory is there a moment before it says whose it is.
+NAMELESS_SECONDS = 600.0
+MAX_SOCKET_PATH_BYTES = 107
+# Below the session's directory, with a process number of seven digits.
+LONGEST_SOCKET = "session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
 
 
 def make_session_directory() -> Path:
-    """A directory with a short path: Ray keeps sockets in it, and their paths have 107 bytes at most."""
-    return Path(tempfile.mkdtemp(prefix=PREFIX, dir="/tmp"))
+    """A directory with a short path, as Ray keeps sockets in it; it says which process it belongs to."""
+    directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=PARENT))
+    (directory / OWNER_FILE).write_text(json.dumps(Owner.this_process().as_json()))
+    return directory
+
+
+def socket_path_bytes(parent: Path) -> int:
+    """How long the path of a socket becomes in a session directory below `parent`."""
+    return len(os.fsencode(parent / f"{PREFIX}12345678" / LONGEST_SOCKET))
+
+
+def abandoned_sessions() -> list[Path]:
+    """The session directories of this user whose owner is gone, as far as that can be told from here."""
+    return [directory for directory in sorted(PARENT.glob(f"{PREFIX}*")) if is_abandoned(directory)]
+
+
+def is_abandoned(directory: Path) -> bool:
+    """Whether the process that a session belongs to is gone, whatever of the session still runs."""
+    try:
+        status = directory.lstat()
+        if not directory.is_dir() or status.st_uid != os.geteuid():
+            return False
+        owner = Owner.from_json(json.loads((directory / OWNER_FILE).read_text()))
+    except (OSError, ValueError, KeyError, TypeError):
+        return _is_old_and_quiet(directory)
+    return owner.presence is Presence.GONE
+
+
+def _is_old_and_quiet(directory: Path) -> bool:
+    try:
+        age_seconds = time.time() - directory.stat().st_mtime
+    except OSError:
+        return False
+    return age_seconds > NAMELESS_SECONDS and not any(processes_of(directory))
 
 
 def remove_session(directory: Path) -> None:

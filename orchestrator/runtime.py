@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 import asyncpg
 
+from orchestrator.adapters.postgres.clients import CONSUMER_APPLICATION
 from orchestrator.adapters.postgres.embedded import embedded_postgres
 from orchestrator.adapters.postgres.installation import Installation, has_client, take_generation
 from orchestrator.adapters.postgres.migrate import check_schema, migrate
@@ -86,10 +88,13 @@ async def joined_or_local_ray(cpus: int) -> AsyncIterator[bool]:
 
 @asynccontextmanager
 async def _ray(init: Callable[[Any], Any], clear: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
-    starting = asyncio.create_task(asyncio.to_thread(_init_twice, init, clear))
+    given_up = threading.Event()
+    starting = asyncio.create_task(asyncio.to_thread(_init_twice, init, clear, given_up))
     try:
         await asyncio.wait_for(asyncio.shield(starting), RAY_START_SECONDS)
     except TimeoutError as error:
+        given_up.set()
+        starting.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody waits for it
         raise InfrastructureError(f"Ray was not up within {RAY_START_SECONDS:g} s") from error
     except asyncio.CancelledError:
         # `ray.init` cannot be interrupted; what it starts has to be stopped all the same.
@@ -103,19 +108,24 @@ async def _ray(init: Callable[[Any], Any], clear: Callable[[], None] = lambda: N
         await uninterrupted(_shut_down())
 
 
-def _init_twice(init: Callable[[Any], Any], clear: Callable[[], None]) -> None:
-    """`ray.init`, once more if it fails: its fixed waits are too short for a busy machine."""
+def _init_twice(init: Callable[[Any], Any], clear: Callable[[], None], given_up: threading.Event) -> None:
+    """`ray.init`, once more if it fails: its fixed waits are too short for a busy machine.
+
+    What comes up once nobody waits for it any more is taken down here.
+    """
     import ray
 
     for attempt in (1, 2):
         try:
             init(ray)
+            if given_up.is_set():
+                raise InfrastructureError("up, but too late")
             return
         except Exception as error:
             # Ray raises bare `Exception` where a start takes too long.
             ray.shutdown()
             clear()
-            if attempt == 2:
+            if attempt == 2 or given_up.is_set():
                 raise InfrastructureError(f"Ray does not start or cannot be reached: {error}") from error
             log.warning("ray_not_up", why=str(error), next="tries once more")
 
@@ -162,8 +172,6 @@ async def control_plane(settings: Settings, database: Database, *, cpus: int) ->
 
 async def is_live(pool: asyncpg.Pool[asyncpg.Record]) -> bool:
     """Whether a consumer works on this database now."""
-    from orchestrator.app import CONSUMER_APPLICATION
-
     return await retrying(
         lambda: has_client(pool, CONSUMER_APPLICATION),
         deadline_seconds=DATABASE_PATIENCE_SECONDS,

@@ -1,23 +1,21 @@
-"""What an operator may set, from `ORCHESTRATOR_*` variables and the command line; read once, by `app.py`.
+"""What an operator may set, by flags, a file and `ORCHESTRATOR_*` variables; read once, by `app.py`.
 
 Everything else takes plain arguments. Actors receive the object itself: it pickles, secrets included.
 """
 
 from __future__ import annotations
 
-import difflib
-import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from orchestrator.domain.errors import UsageError
+from orchestrator.settings_loading import SettingsInEffect, in_effect
+from orchestrator.settings_sources import ENV_PREFIX, Given, Source
 
-ENV_PREFIX = "ORCHESTRATOR_"
-# Of the submission host and of containers: ours too, but no settings of the control plane.
-OTHER_VARIABLES = frozenset({"ORCHESTRATOR_SESSION_KEY", "ORCHESTRATOR_CONTAINER"})
+__all__ = ["ENV_PREFIX", "Settings", "load_settings", "settings_in_effect"]
 
 Seconds = Annotated[float, Field(gt=0, le=10_000_000, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
@@ -102,6 +100,9 @@ class Settings(BaseSettings):
     start_up_timeout_seconds: Seconds = 120.0
     """Time for a container to take its archive and for its policy to answer."""
 
+    environment_timeout_seconds: Seconds = 600.0
+    """Time to make the environment of a submission that has a requirements.txt, besides start-up time."""
+
     connect_timeout_seconds: Seconds = 10.0
     """Time to open one connection to a policy, handshake included."""
 
@@ -136,6 +137,16 @@ class Settings(BaseSettings):
     archive_allowed_hosts: Annotated[tuple[_HostEntry, ...], NoDecode] = ()
     """Hosts (for object stores: buckets) that archives may come from, comma-separated, `.example.org` for all
     names below it; by default every public one."""
+
+    environments_kept: Count = 10
+    """Environments of submissions that are kept on a machine; those used longest ago are removed first."""
+
+    environments_max_bytes: Bytes = 20 * 2**30
+    """Disk that all environments of submissions on a machine may take together."""
+
+    requirements_from_index: bool = True
+    """Whether a submission's requirements may come from a package index, as pip is set up here; otherwise
+    only from the wheels in its archive."""
 
     container_memory_bytes: Annotated[int, Field(ge=16 * 2**20)] | None = None
     """Memory that a submission may use, unless the job asks for less."""
@@ -173,16 +184,19 @@ class Settings(BaseSettings):
     """Most episodes that the result sink commits in one transaction."""
 
     retention_seconds: Seconds = 7 * 86_400.0
-    """Age at which outgoing telemetry that nobody consumed is dropped; results never are."""
+    """Age at which telemetry and status updates that nobody consumed, and held rows of `add_job`, are
+    dropped; results never are."""
 
     retention_rows: Count = 1_000_000
-    """Rows that each outgoing telemetry queue keeps at most."""
+    """Rows that each of these queues keeps at most; the oldest are dropped."""
 
     @field_validator("archive_allowed_schemes", "archive_allowed_hosts", mode="before")
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         if isinstance(value, str):
-            return tuple(part.strip().lower() for part in value.split(",") if part.strip())
+            value = value.split(",")
+        if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+            return tuple(part.strip().lower() for part in value if part.strip())
         return value
 
     @field_validator("data_dir")
@@ -199,57 +213,22 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """The settings of the environment; `overrides` that are not None win over it.
+    """The settings of the environment and of the file that it names; `overrides` that are not None win.
 
     Raises:
-        UsageError: a value is not allowed, or an `ORCHESTRATOR_` variable or override does not exist. The
-            text names the variable, its value (unless secret) and what is allowed.
+        UsageError: as `settings_in_effect`.
     """
-    given = {name: value for name, value in overrides.items() if value is not None}
-    _refuse_unknown_variables()
-    try:
-        return Settings(**given)
-    except ValidationError as error:
-        raise UsageError("\n".join(_complaints(error, given))) from None
+    flags = {name: Given(value, Source.FLAG, name) for name, value in overrides.items() if value is not None}
+    return settings_in_effect(flags).settings
 
 
-def _refuse_unknown_variables() -> None:
-    """pydantic-settings reads known variables only, so a misspelt one would be silently without effect."""
-    known = {f"{ENV_PREFIX}{name}".upper() for name in Settings.model_fields}
-    for name in sorted(os.environ):
-        upper = name.upper()
-        if upper.startswith(ENV_PREFIX) and upper not in known | OTHER_VARIABLES:
-            raise UsageError(f"{name} is not a setting{_nearest(upper, known)}")
+def settings_in_effect(flags: Mapping[str, Given], file: Path | None = None) -> SettingsInEffect[Settings]:
+    """What is named for this command wins over what lies about: flags, then the file, then variables.
 
+    `file` is the one named for this command; without it, that of `ORCHESTRATOR_SETTINGS_FILE` counts.
 
-def _complaints(error: ValidationError, given: dict[str, Any]) -> list[str]:
-    lines = []
-    for item in error.errors(include_url=False, include_input=False):
-        field = str(item["loc"][0]) if item["loc"] else ""
-        reason = item["msg"].removeprefix("Value error, ")
-        if field and field not in Settings.model_fields:
-            lines.append(f"{field} is not a setting{_nearest(field, set(Settings.model_fields))}")
-        elif field:
-            line = f"{_place(field, given)}: {reason}"
-            lines += [line] if line not in lines else []
-        else:
-            lines.append(reason)
-    return lines
-
-
-def _place(field: str, given: dict[str, Any]) -> str:
-    """Where the wrong value came from, with the value unless it is secret."""
-    if field in given:
-        name, value = field, given[field]
-    else:
-        name = f"{ENV_PREFIX}{field.upper()}"
-        value = next((text for key, text in os.environ.items() if key.upper() == name), "")
-    if field == "database_url":
-        return name
-    shown = repr(value)
-    return f"{name}={shown if len(shown) <= 80 else shown[:77] + '...'}"
-
-
-def _nearest(name: str, known: set[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]}?" if close else ""
+    Raises:
+        UsageError: a value is not allowed, a name is no setting, or the file cannot be read. The text names
+            the place, the value (unless secret) and what is allowed.
+    """
+    return in_effect(Settings, flags, file)

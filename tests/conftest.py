@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
+import hypothesis
 import pytest
 
 from orchestrator.ray_environment import prepare_ray_environment
@@ -30,6 +31,12 @@ if TYPE_CHECKING:
     Pool: TypeAlias = asyncpg.Pool[asyncpg.Record]
 
 T = TypeVar("T")
+
+# A deadline for each example fails on a machine that is busy with something else for a moment.
+hypothesis.settings.register_profile(
+    "orchestrator", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("orchestrator")
 
 TEMPLATE_DATABASE = "template_orchestrator"
 
@@ -113,13 +120,20 @@ def empty_database(postgres_server: Database) -> Iterator[Database]:
         yield empty
 
 
-@pytest.fixture
-def database(postgres_server: Database, migrated_template: Database) -> Iterator[Database]:
-    """A fresh, migrated database for one test."""
-    with temporary_database(postgres_server, f"TEMPLATE {TEMPLATE_DATABASE}") as fresh:
+@contextlib.contextmanager
+def installed_database(server: Database) -> Iterator[Database]:
+    """A fresh copy of the migrated template for the block."""
+    with temporary_database(server, f"TEMPLATE {TEMPLATE_DATABASE}") as fresh:
         # An installation of its own: names of Ray actors and containers of different tests must not meet.
         renew = ("DELETE FROM installation", "INSERT INTO installation DEFAULT VALUES")
         run_in_own_loop(lambda: execute(fresh, *renew))
+        yield fresh
+
+
+@pytest.fixture
+def database(postgres_server: Database, migrated_template: Database) -> Iterator[Database]:
+    """A fresh, migrated database for one test."""
+    with installed_database(postgres_server) as fresh:
         yield fresh
 
 

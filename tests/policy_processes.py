@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import io
 import os
@@ -71,6 +72,8 @@ def running(
         assert server.port, "\n".join(server.printed)
         yield server
     finally:
+        # Only under `make coverage`: what is killed takes along what was measured since its last save.
+        getattr(sys.modules.get("sitecustomize"), "let_others_save", lambda: None)()
         process.kill()
         process.wait(30)
         reader.join(30)
@@ -108,7 +111,8 @@ def running_host(workdir: Path, session_key: bytes, *options: str) -> Iterator[R
 
 def write_archive(path: Path, files: dict[str, str]) -> str:
     """A .tar.gz of these files; its sha256."""
-    with tarfile.open(path, "w:gz") as archive:
+    # Without the time of day: the same files give the same bytes.
+    with gzip.GzipFile(path, "wb", mtime=0) as zipped, tarfile.open(fileobj=zipped, mode="w") as archive:
         for name, text in files.items():
             content = text.encode()
             member = tarfile.TarInfo(name)

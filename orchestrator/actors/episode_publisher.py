@@ -67,26 +67,44 @@ class PublishingStopped(InfrastructureError):
 
 
 class SinkPublisher:
-    """Publishes to a ResultSink actor, again and again until it acknowledges or `stop` is set."""
+    """Publishes to a ResultSink actor, again and again until it acknowledges or `stop` is set.
 
-    def __init__(self, sink: Any, stop: threading.Event, *, timeout_seconds: float) -> None:
-        self._sink = sink
+    `find_sink` gives its handle; it is asked again after the actor was lost, for another one may have its
+    name by then, and the handle of an actor that is dead for good never answers.
+    """
+
+    def __init__(
+        self, find_sink: Callable[[], Any], stop: threading.Event, *, timeout_seconds: float
+    ) -> None:
+        self._find_sink = find_sink
+        self._sink: Any = None
         self._stop = stop
         self._timeout_seconds = timeout_seconds
 
     def publish(self, episodes: Sequence[FinishedEpisode]) -> list[CommitOutcome]:
         batch = list(episodes)
-        outcomes: list[CommitOutcome] = self._until_acknowledged(lambda: self._sink.commit.remote(batch))
+        outcomes: list[CommitOutcome] = self._until_acknowledged(lambda sink: sink.commit.remote(batch))
         return outcomes
 
     def stage(self, run: EpisodeRun, part: int, messages: Sequence[bytes]) -> bool:
         batch = list(messages)
-        return bool(self._until_acknowledged(lambda: self._sink.stage.remote(run, part, batch)))
+        return bool(self._until_acknowledged(lambda sink: sink.stage.remote(run, part, batch)))
 
-    def _until_acknowledged(self, send: Callable[[], Any]) -> Any:
-        return until_acknowledged(
-            lambda: ray.get(send(), timeout=self._timeout_seconds), self._stop, retried=RETRIED
-        )
+    def _until_acknowledged(self, send: Callable[[Any], Any]) -> Any:
+        return until_acknowledged(lambda: self._answer(send), self._stop, retried=RETRIED)
+
+    def _answer(self, send: Callable[[Any], Any]) -> Any:
+        sink = self._sink
+        if sink is None:
+            try:
+                sink = self._sink = self._find_sink()
+            except ValueError as error:
+                raise InfrastructureError(f"there is no result sink now: {error}") from error
+        try:
+            return ray.get(send(sink), timeout=self._timeout_seconds)
+        except RayActorError:
+            self._sink = None
+            raise
 
 
 def until_acknowledged(

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, TypeVar
 
+import numpy as np
+
 from orchestrator.actors.episode_logger import EpisodeLogger, RunAbandoned
 from orchestrator.adapters.benchmarks.spaces import InvalidAction, NonFiniteAction, from_wire, split_chunk
 from orchestrator.domain.episodes import CommitOutcome, EpisodeRun, FaultClass, FinishedEpisode, shortened
@@ -214,7 +216,8 @@ class _Episode:
         return result.observation
 
     def _advance(self, action: Any) -> tuple[StepResult, bool | None]:
-        result = self.environment.step(action)
+        # A copy: some environments change the arrays that they are given, and the trace is of what was given.
+        result = self.environment.step(_copied(action))
         return result, bool(result.info["success"]) if "success" in result.info else None
 
     def _reset_policy(self) -> None:
@@ -267,6 +270,15 @@ class _Episode:
     @property
     def _place(self) -> str:
         return f"step {self.logger.steps}"
+
+
+def _copied(action: Any) -> Any:
+    """The action with arrays of its own; `from_wire` makes arrays, dicts, tuples and what cannot change."""
+    if isinstance(action, np.ndarray):
+        return action.copy()
+    if isinstance(action, dict):
+        return {key: _copied(part) for key, part in action.items()}
+    return tuple(map(_copied, action)) if isinstance(action, tuple) else action
 
 
 def _summary(logger: EpisodeLogger) -> EpisodeSummary:

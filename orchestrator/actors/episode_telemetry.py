@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+import msgpack  # type: ignore[import-untyped]
 import numpy as np
 from pydantic_core import to_json
 
 from orchestrator.adapters.benchmarks.spaces import action_record
 from orchestrator.domain.episodes import EpisodeRun
+from orchestrator.domain.errors import OrchestratorError
 from orchestrator.domain.messages import EvalJobMessage
 from orchestrator.ports import StepResult
-from orchestrator.submission.wire import packb
+from orchestrator.submission.wire import WireError, packb, unpackb
 
 MAX_TRACE_BYTES = 64 * 2**20
+TRACE_CHUNK_BYTES = 2**16
 MAX_INFO_BYTES = 4096
 MAX_INFO_TEXT_CHARS = 256
 MAX_INFO_ARRAY_ITEMS = 64
@@ -57,6 +60,69 @@ class ActionTrace:
         if self._compressed_bytes > MAX_TRACE_BYTES:
             self._chunks.clear()
             self.dropped = True
+
+
+class UnreadableTrace(OrchestratorError):
+    """A stored trace that no `ActionTrace` wrote."""
+
+
+def trace_sha256(trace: bytes) -> str:
+    """The hex SHA-256 of a trace's uncompressed bytes: that of its episode, unless somebody changed one.
+
+    Raises:
+        UnreadableTrace: it is not whole, or no compressed data.
+    """
+    digest = hashlib.sha256()
+    for chunk in _uncompressed(trace):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def recorded_actions(trace: bytes) -> Iterator[Any]:
+    """The actions of a trace in order, a little at a time: compressed, it may be a thousandth of its size.
+
+    Raises:
+        UnreadableTrace: it is not whole, or holds something else.
+    """
+    boundaries = msgpack.Unpacker()
+    buffer, consumed = bytearray(), 0
+    for chunk in _uncompressed(trace):
+        boundaries.feed(chunk)
+        buffer += chunk
+        while (end := _next_boundary(boundaries)) is not None:
+            try:
+                yield unpackb(bytes(buffer[: end - consumed]), writable=True)
+            except WireError as error:
+                raise UnreadableTrace(f"an action cannot be decoded: {error}") from error
+            del buffer[: end - consumed]
+            consumed = end
+    if buffer:
+        raise UnreadableTrace("the last action is cut short")
+
+
+def _next_boundary(unpacker: Any) -> int | None:
+    """Where the next value that was fed ends; None where its end was not fed yet."""
+    try:
+        unpacker.skip()
+    except msgpack.OutOfData:
+        return None
+    except (ValueError, msgpack.UnpackException) as error:
+        raise UnreadableTrace("an action cannot be decoded: it is not msgpack") from error
+    return int(unpacker.tell())
+
+
+def _uncompressed(trace: bytes) -> Iterator[bytes]:
+    decompressor = zlib.decompressobj()
+    left = trace
+    try:
+        while not decompressor.eof:
+            chunk = decompressor.decompress(left, TRACE_CHUNK_BYTES)
+            left = decompressor.unconsumed_tail
+            if not chunk and not left and not decompressor.eof:
+                raise UnreadableTrace("the compressed data is cut short")
+            yield chunk
+    except zlib.error as error:
+        raise UnreadableTrace(f"the compressed data is damaged: {error}") from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,10 +30,18 @@ from orchestrator.domain.errors import (
     SubmissionError,
     UsageError,
 )
-from orchestrator.domain.lifecycle import JobStatus
+from orchestrator.domain.lifecycle import TIME_IS_OVER, JobStatus
 from orchestrator.domain.messages import EvalResultMessage, OutOfBounds
 from orchestrator.domain.results import build_result
-from orchestrator.ports import BenchmarkDescription, Claim, ClaimRefusal, JobStore, Ledger, PolicyConnector
+from orchestrator.ports import (
+    BenchmarkDescription,
+    Claim,
+    ClaimRefusal,
+    JobStore,
+    Ledger,
+    PolicyConnector,
+    RenewedLease,
+)
 
 log = structlog.get_logger(__name__)
 T = TypeVar("T")
@@ -108,6 +116,7 @@ class JobSupervision:
     started_at: float  # on the monotonic clock: when this process began
     decided: asyncio.Future[ClaimRefusal | None] = field(init=False)
     progress: str = field(default="claims", init=False)
+    _renewed_at: float = field(default=0.0, init=False)  # on the monotonic clock, before the question
 
     def __post_init__(self) -> None:
         self.decided = asyncio.get_running_loop().create_future()
@@ -121,6 +130,7 @@ class JobSupervision:
         if time.monotonic() - self.started_at > self.parts.lease_seconds / 3:
             # An old process that comes back late must not claim under the lease of its own restarted self.
             raise InfrastructureError(f"job {self.job_id}: too late to claim, this process is too old")
+        self._renewed_at = time.monotonic()
         claim = await self.parts.store.claim(self.job_id, self.holder)
         if isinstance(claim, ClaimRefusal):
             self.decided.set_result(claim)
@@ -163,55 +173,67 @@ class JobSupervision:
             return JobStatus.FAILED, str(error)
 
     async def _holding(self, claim: Claim, work: Coroutine[Any, Any, T], *, flags: bool) -> T:
-        """Do the work under the lease; with `flags`, until cancel flag or deadline end it."""
+        """Do the work under the lease; with `flags`, until cancel flag or deadline end it.
+
+        The lease is kept until the work has really ended, also where it ends by being cancelled. Without the
+        lease nothing is waited for: the workers have to stop.
+        """
+        flag: asyncio.Future[OrchestratorError] = asyncio.get_running_loop().create_future()
         task = asyncio.create_task(work)
-        keeper = asyncio.create_task(self._keep_lease(claim, flags=flags))
+        keeper = asyncio.create_task(self._keep_lease(claim, flag))
         try:
-            await asyncio.wait({task, keeper}, return_when=asyncio.FIRST_COMPLETED)
+            ends: set[asyncio.Future[Any]] = {task, keeper, flag} if flags else {task, keeper}
+            await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
             # Of two that end in the same moment a raised flag counts; but the result, once stored, ends the
             # lease itself.
+            if flags and flag.done():
+                raise flag.result()
             if keeper.done() and (flags or not task.done()):
                 keeper.result()  # raises: a lease is kept until something ends it
             return task.result()
         finally:
             for each in (task, keeper):
-                each.cancel()
-            await asyncio.wait({task, keeper}, timeout=CLEAN_UP_SECONDS)
-            for each in (task, keeper):
-                if each.done() and not each.cancelled():
-                    each.exception()  # seen: what matters was raised above
+                each.add_done_callback(_seen)  # what matters was raised above
+            task.cancel()
+            await asyncio.wait({task}, timeout=WATCH_SECONDS if keeper.done() else CLEAN_UP_SECONDS)
+            keeper.cancel()
 
-    async def _keep_lease(self, claim: Claim, *, flags: bool) -> NoReturn:
-        """Renew every third of the lease and watch the flags in between, until something ends the job."""
+    async def _keep_lease(self, claim: Claim, flag: asyncio.Future[OrchestratorError]) -> NoReturn:
+        """Renew every third of the lease, and set `flag` once cancel flag or deadline end the job.
+
+        Raises:
+            Fenced, LeaseLapsed: the lease is somebody else's, or may be by now.
+        """
         lease_seconds = self.parts.lease_seconds
-        renewed_at = time.monotonic()
+        pause_seconds = min(WATCH_SECONDS, lease_seconds / 6)
         while True:
-            await asyncio.sleep(min(WATCH_SECONDS, lease_seconds / 6))
-            due = time.monotonic() - renewed_at >= lease_seconds / 3
+            await asyncio.sleep(pause_seconds)
             asked_at = time.monotonic()
+            left = self._renewed_at + lease_seconds - asked_at
+            due = left <= lease_seconds * 2 / 3
             call = self.parts.store.renew if due else self.parts.store.watch
             try:
-                lease = await asyncio.wait_for(call(claim), lease_seconds / 3)
+                # After a stall the lease may have lapsed unnoticed, by us and by others: one short try.
+                lease = await _in_time(call(claim), max(min(lease_seconds / 3, left), pause_seconds))
             except Fenced:
                 raise
             except Exception as error:
-                if time.monotonic() - renewed_at > lease_seconds:
+                if time.monotonic() >= self._renewed_at + lease_seconds:
                     raise LeaseLapsed(f"job {self.job_id}: no renewal in {lease_seconds:g} s") from error
                 log.warning("lease_not_renewed", job_id=self.job_id, why=str(error) or type(error).__name__)
                 continue
             if due:
-                renewed_at = asked_at
-            if not flags:
-                continue
-            if lease.cancel_requested:
-                raise CancelRequested("cancelled on request")
-            if lease.deadline_seconds_left is not None and lease.deadline_seconds_left <= 0:
-                raise DeadlinePassed("the job's time is over")
+                self._renewed_at = asked_at
+            ended = _ended_by(lease)
+            if ended is not None and not flag.done():
+                flag.set_result(ended)
 
     async def _finish(
         self, evaluation: Evaluation, claim: Claim, status: JobStatus, error: str | None
     ) -> JobStatus:
-        await evaluation.stop_workers()
+        # Not `wait_for`, which in Python 3.11 forgets a cancellation where its work has just ended.
+        async with asyncio.timeout(CLEAN_UP_SECONDS):
+            await evaluation.stop_workers()
         logs = await evaluation.read_logs()
 
         def build(outcomes: Sequence[EpisodeOutcome], planned: int) -> EvalResultMessage:
@@ -248,6 +270,37 @@ class JobSupervision:
             await asyncio.wait_for(self.parts.store.release(claim, why), self.parts.lease_seconds / 3)
         except Exception as failure:  # noqa: BLE001 - the lease lapses by itself
             log.warning("lease_not_released", job_id=self.job_id, why=str(failure))
+
+
+def _ended_by(lease: RenewedLease) -> OrchestratorError | None:
+    if lease.cancel_requested:
+        return CancelRequested(lease.cancel_reason or "cancelled on request")
+    if lease.deadline_seconds_left is not None and lease.deadline_seconds_left <= 0:
+        return DeadlinePassed(TIME_IS_OVER)
+    return None
+
+
+async def _in_time(work: Coroutine[Any, Any, T], seconds: float) -> T:
+    """The result of `work`; TimeoutError after that time, and not later.
+
+    `asyncio.wait_for` would wait until the cancelled work has ended: on a dead connection its rollback takes
+    as long as the connection's own deadline.
+    """
+    task = asyncio.create_task(work)
+    task.add_done_callback(_seen)
+    try:
+        await asyncio.wait({task}, timeout=seconds)
+        if not task.done():
+            raise TimeoutError
+        return task.result()
+    finally:
+        task.cancel()
+
+
+def _seen(task: asyncio.Task[Any]) -> None:
+    """Keeps asyncio from complaining of the error of a task that nobody waits for any more."""
+    if not task.cancelled():
+        task.exception()
 
 
 class Evaluation:
@@ -287,12 +340,14 @@ class Evaluation:
         await self._say("waits for its workers")
         await self._cluster.start(self._say)
         self._description = await self._cluster.describe()
-        await self._parts.ledger.store_plan(self._claim, self._plan(self._description))
+        # A million seeds take seconds, in which the lease would not be renewed.
+        plan = await asyncio.to_thread(self._plan, self._description)
+        await self._parts.ledger.store_plan(self._claim, plan)
         missing = await self._parts.ledger.missing(self._claim.job.job_id)
         if not missing:
             return
         await self._say("starts the submission")
-        connector = await policy.start(self._claim)
+        connector = await policy.start(self._claim, self._say)
         # Not a TaskGroup: the first error decides as it is, and the others end with the workers.
         await asyncio.gather(
             *(self._cluster.prepare(index, connector) for index in range(self._cluster.size))
@@ -319,9 +374,7 @@ class Evaluation:
                 f"{MAX_PLANNED_EPISODES} that one job may have: split it"
             )
         secret = self._parts.seed_secret if config.seed is None else open_secret(config.seed)
-        group = self._message.seed_group or self._message.competition_id or f"job-{self._message.job_id}"
-        if config.seed is not None and self._message.seed_group is None:
-            group = "open"
+        group = self._message.effective_seed_group
         return plan_episodes(description.task_ids, episodes, secret=secret, seed_group=group)
 
     async def _say(self, detail: str) -> None:
@@ -352,7 +405,11 @@ class Evaluation:
     async def remove_container(self) -> None:
         """Remove what is ours still; a container that could not be removed is the reconciler's."""
         try:
-            await self._policy.remove(self._claim)
+            policy = self._policy
+        except (SubmissionError, UsageError):
+            return  # refused before there could be a container
+        try:
+            await policy.remove(self._claim)
         except Fenced:
             raise
         except Exception as error:  # noqa: BLE001 - the verdict that was reached counts more

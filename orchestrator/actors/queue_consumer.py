@@ -6,6 +6,7 @@ It never claims a job itself: the supervisor does, and the queue row is acknowle
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
 
@@ -21,7 +22,8 @@ from orchestrator.actors.reconciler import FORESEEN, Reconciler, Supervisors
 from orchestrator.adapters.postgres.job_store import PostgresJobStore
 from orchestrator.adapters.postgres.pool import retrying
 from orchestrator.domain.errors import InfrastructureError, InvalidJob, UsageError
-from orchestrator.domain.messages import QUEUE_ADD_JOB, EvalJobMessage, printable
+from orchestrator.domain.job_documents import printable
+from orchestrator.domain.messages import QUEUE_ADD_JOB, EvalJobMessage
 from orchestrator.ports import ClaimRefusal
 
 log = structlog.get_logger(__name__)
@@ -91,6 +93,7 @@ class QueueConsumer:
         self._supervisors = supervisors
         self._reconciler = reconciler
         self._max_concurrent_jobs = max_concurrent_jobs
+        self._capacity_asked = self._capacity_known = 0
         self._reconcile_interval_seconds = reconcile_interval_seconds
         self._manager = BoundedQueueManager(Queries.from_asyncpg_pool(pool))
         self._manager.entrypoint(QUEUE_ADD_JOB, on_failure="hold")(self._take)
@@ -150,8 +153,14 @@ class QueueConsumer:
             await asyncio.sleep(self._reconcile_interval_seconds)
 
     async def _refresh_capacity(self) -> None:
+        self._capacity_asked += 1
+        asked = self._capacity_asked
         held = await retrying(self._store.held_count, deadline_seconds=DATABASE_PATIENCE_SECONDS)
-        self._manager.free_slots = self._max_concurrent_jobs - held
+        # Answers overtake each other, and an older one may not know of the job that was claimed in between:
+        # the next row would be taken for a place that is not there, and be overtaken while it is put back.
+        if asked > self._capacity_known:
+            self._capacity_known = asked
+            self._manager.free_slots = self._max_concurrent_jobs - held
 
     async def _take(self, row: models.Job) -> None:
         """Handle one `add_job` row; returning acknowledges it.
@@ -206,16 +215,27 @@ class QueueConsumer:
         except InvalidJob as error:
             if error.job_id is None:
                 raise RowHeld(error.reason) from error
-            log.warning("job_invalid", job_id=error.job_id, why=error.reason)
-            await self._store.insert_invalid(error.job_id, payload, error.reason)
+            reason = f"{error.reason}. Send it corrected, under another job_id"
+            await self._enter_invalid(error.job_id, payload, reason)
             return None
-        try:
-            await retrying(
-                lambda: self._store.insert(message, enqueue=False), deadline_seconds=DATABASE_PATIENCE_SECONDS
-            )
-        except UsageError as error:
-            raise RowHeld(str(error)) from error
+        await _hold_if_refused(lambda: self._store.insert(message, enqueue=False))
         return message.job_id
+
+    async def _enter_invalid(self, job_id: int, payload: bytes, reason: str) -> None:
+        log.warning("job_invalid", job_id=job_id, why=reason)
+        await _hold_if_refused(lambda: self._store.insert_invalid(job_id, payload, reason))
+
+
+async def _hold_if_refused(insert: Callable[[], Awaitable[bool]]) -> None:
+    """Insert the job of a row.
+
+    Raises:
+        RowHeld: another job has its id.
+    """
+    try:
+        await retrying(insert, deadline_seconds=DATABASE_PATIENCE_SECONDS)
+    except UsageError as error:
+        raise RowHeld(str(error)) from error
 
 
 def _clean(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import time
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -11,8 +12,10 @@ from uuid import UUID
 
 import structlog
 
+from orchestrator.adapters.postgres.client_leases import CLIENT_GONE
 from orchestrator.adapters.postgres.job_store import PostgresJobStore
 from orchestrator.adapters.postgres.reconciliation import Overdue, ReconciliationQueries
+from orchestrator.adapters.postgres.retention import Retention, RetentionRules
 from orchestrator.domain.errors import OrchestratorError
 from orchestrator.domain.lifecycle import JobStatus
 from orchestrator.ports import ClaimRefusal, Containers, OwnedContainer, UnheldResultBuilder
@@ -27,6 +30,11 @@ SLOW_ITEM_SECONDS = 600.0
 CLOSE_SECONDS = 5.0
 # A supervisor stops its workers after the result is stored, for as long as a minute.
 SUPERVISOR_GRACE_SECONDS = 90.0
+# A lease that lapsed while Postgres was away is no silence yet: its client gets this long to come back, too.
+CLIENT_GRACE_SECONDS = 10.0
+
+PRUNE_EVERY_SECONDS = 60.0
+PRUNE_SECONDS = 20.0
 
 # Removals block threads, which calls to Ray need too.
 REMOVALS_AT_ONCE = 3
@@ -58,6 +66,21 @@ class Supervisors(Protocol):
         ...
 
 
+@dataclass
+class _Pace:
+    """Lets something happen at most once in so many seconds, and at once for the first time."""
+
+    seconds: float
+    last_at: float | None = None
+
+    def is_due(self) -> bool:
+        now = time.monotonic()
+        if self.last_at is not None and now - self.last_at < self.seconds:
+            return False
+        self.last_at = now
+        return True
+
+
 @dataclass(frozen=True)
 class Reconciler:
     """One round is `reconcile`. A failing step keeps no other from running, a failing item no other item.
@@ -72,13 +95,17 @@ class Reconciler:
     containers: Containers
     installation_id: UUID
     max_concurrent_jobs: int
-    retention_seconds: float
-    retention_rows: int
+    retention: Retention
+    retention_rules: RetentionRules
     unheld_result: UnheldResultBuilder
+    client_is_dead: Callable[[str], bool] = lambda _: False
+    client_grace_seconds: float = CLIENT_GRACE_SECONDS
     patience_seconds: float = PATIENCE_SECONDS
+    _prune_pace: _Pace = field(default_factory=lambda: _Pace(PRUNE_EVERY_SECONDS), init=False, repr=False)
     _slow: dict[tuple[str, int | UUID], asyncio.Task[None]] = field(
         default_factory=dict, init=False, repr=False
     )
+    _silent_since: dict[int, float] = field(default_factory=dict, init=False, repr=False)
     _removals: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(REMOVALS_AT_ONCE), init=False, repr=False
     )
@@ -86,8 +113,8 @@ class Reconciler:
     async def reconcile(self) -> None:
         """Everything once, in the order of urgency."""
         for step in (
-            self.end_overdue_jobs,
             self.cancel_for_silent_clients,
+            self.end_overdue_jobs,
             self.revive_unsupervised_jobs,
             self.start_forgotten_jobs,
             self.end_finished_supervisors,
@@ -116,9 +143,18 @@ class Reconciler:
             await _alone("end_overdue_job", overdue.job_id, self._end_overdue_job(overdue))
 
     async def cancel_for_silent_clients(self) -> None:
-        """Cancel the jobs whose client let its lease lapse."""
-        for job_id in await self.queries.expired_clients():
-            await _alone("cancel_for_silent_client", job_id, self._cancel_for_silent_client(job_id))
+        """Cancel the jobs whose client is dead, or let its lease lapse and does not come back."""
+        followed = await self.queries.followed_jobs()
+        now = time.monotonic()
+        silent = {job.job_id: self._silent_since.get(job.job_id, now) for job in followed if job.lapsed}
+        self._silent_since.clear()
+        self._silent_since.update(silent)
+        for job in followed:
+            gave_up = job.lapsed and now - silent[job.job_id] >= self.client_grace_seconds
+            if gave_up or self.client_is_dead(job.client):
+                await _alone(
+                    "cancel_for_silent_client", job.job_id, self._cancel_for_silent_client(job.job_id)
+                )
 
     async def revive_unsupervised_jobs(self) -> None:
         """Give every held job without a live lease a supervisor."""
@@ -149,12 +185,12 @@ class Reconciler:
         await self._beside("remove_container", owned, lambda key: self._remove_unless_claimed(owned[key]))
 
     async def prune(self) -> None:
-        """Bound what nobody consumes."""
-        pruned = await self.queries.prune(
-            age_seconds=self.retention_seconds, rows_per_queue=self.retention_rows
-        )
-        if pruned:
-            log.info("queue_rows_pruned", rows=pruned)
+        """Bound what nobody consumes, every now and then: it looks through whole queues."""
+        if not self._prune_pace.is_due():
+            return
+        pruned = await self.retention.prune(self.retention_rules, patience_seconds=PRUNE_SECONDS)
+        if any(pruned.values()):
+            log.info("rows_pruned", **{what.value: rows for what, rows in pruned.items() if rows})
 
     # ---------------------------------------------------------------------------------------- items
 
@@ -164,7 +200,7 @@ class Reconciler:
             log.info("job_ended_by_reconciler", job_id=overdue.job_id, status=status.value)
 
     async def _cancel_for_silent_client(self, job_id: int) -> None:
-        await self.store.request_cancel(job_id, "its client has gone away")
+        await self.store.request_cancel(job_id, CLIENT_GONE)
         log.info("job_cancelled_by_reconciler", job_id=job_id)
 
     async def _revive_job(self, job_id: int) -> None:

@@ -65,10 +65,9 @@ class ClusterPlan:
 class RolloutCluster:
     """Implements `job_supervision.Cluster`. Everything in it belongs to the supervisor's process."""
 
-    def __init__(self, plan: ClusterPlan, setup: WorkerSetup, sink: Callable[[], Any]) -> None:
+    def __init__(self, plan: ClusterPlan, setup: WorkerSetup) -> None:
         self._plan = plan
         self._setup = setup  # its connector is filled in by `prepare`
-        self._sink = sink
         self._group: PlacementGroup | None = None
         self._workers: list[Any] = []
 
@@ -106,7 +105,10 @@ class RolloutCluster:
             elif doubted_at is None:
                 doubted_at = time.monotonic()
             elif time.monotonic() - doubted_at > IMPOSSIBLE_SECONDS:
-                raise CannotRun(f"the job asks for {asked}; the cluster has {await _resources()}")
+                raise CannotRun(
+                    f"the job asks for {asked}; the cluster has {await _resources()}: "
+                    "ask for less by resources.workers and resources.cpus_per_worker"
+                )
             if not said and pause_seconds >= 0.5:
                 said = True
                 await waiting(f"waits for {asked}")
@@ -151,7 +153,7 @@ class RolloutCluster:
         Raises:
             WorkerLost: it died meanwhile.
         """
-        setup = replace(self._setup, connector=connector, sink=await asyncio.to_thread(self._sink))
+        setup = replace(self._setup, connector=connector)
         await self._answer(self._workers[index].prepare.remote(setup))
 
     async def run(self, index: int, runs: list[EpisodeRun]) -> list[RunReport]:
@@ -188,10 +190,9 @@ class RolloutCluster:
         pause_seconds = 0.1
         while True:
             try:
-                sink = await asyncio.to_thread(self._sink)
-                outcomes = await asyncio.wait_for(
-                    answer_of(sink.commit.remote([finished])), SINK_ANSWER_SECONDS
-                )
+                sink = await asyncio.to_thread(self._setup.find_sink)
+                async with asyncio.timeout(SINK_ANSWER_SECONDS):
+                    outcomes = await answer_of(sink.commit.remote([finished]))
                 return CommitOutcome(outcomes[0])
             except (RayError, InfrastructureError, TimeoutError, ValueError) as error:
                 # A sink that restarts: sending again is safe, the ledger is idempotent.
@@ -212,13 +213,16 @@ class RolloutCluster:
 
     async def _answer(self, reference: Any, timeout_seconds: float | None = START_SECONDS) -> Any:
         try:
-            return await asyncio.wait_for(answer_of(reference), timeout_seconds)
+            # Not `wait_for`, which in Python 3.11 forgets a cancellation where the answer has just come.
+            async with asyncio.timeout(timeout_seconds):
+                return await answer_of(reference)
         except RayTaskError as error:
             cause = error.cause
             raise (cause if isinstance(cause, Exception) else InfrastructureError(str(error))) from error
         except RayError as error:
             # The actor, its node or its memory: all of it is ours, and the worker is replaced.
-            raise WorkerLost(f"{type(error).__name__}: {str(error).splitlines()[0]}") from error
+            first_line = str(error).partition("\n")[0]
+            raise WorkerLost(f"{type(error).__name__}: {first_line}") from error
         except TimeoutError as error:
             raise WorkerLost(f"no answer within {timeout_seconds} s") from error
 
@@ -229,4 +233,5 @@ async def _resources() -> str:
         name: value for name, value in total.items() if name in ("CPU", "GPU") or name.startswith("accel")
     }
     nodes = len([name for name in total if name.startswith("node:") and "internal_head" not in name])
-    return f"{', '.join(f'{value:g} {name}' for name, value in sorted(shown.items()))} on {nodes} nodes"
+    amounts = ", ".join(f"{value:g} {name}" for name, value in sorted(shown.items()))
+    return f"{amounts} on {nodes} node{'' if nodes == 1 else 's'}"

@@ -49,14 +49,14 @@ Answer = TypeVar("Answer")
 class WorkerSetup:
     """All that a worker needs for one job and one container. Pickles.
 
-    `sink` is the handle of the ResultSink actor. An episode holds at most about `byte_cap` bytes of step
-    messages in memory.
+    `find_sink` gives the handle of the ResultSink actor. An episode holds at most about `byte_cap` bytes of
+    step messages in memory.
     """
 
     job: EvalJobMessage
     connector: PolicyConnector
     limits: EpisodeLimits
-    sink: Any
+    find_sink: Callable[[], Any]
     step_log_interval: int = 1
     log_steps: bool = True
     byte_cap: int = 8 * 2**20
@@ -275,7 +275,7 @@ class RolloutWorkerActor:
         configure_logging("json", setup.log_level)
         bind_process(job_id=setup.job.job_id, worker=self._index)
         self._close_core()
-        publisher = SinkPublisher(setup.sink, self._stop, timeout_seconds=setup.sink_timeout_seconds)
+        publisher = SinkPublisher(setup.find_sink, self._stop, timeout_seconds=setup.sink_timeout_seconds)
         environments = self._environments_for(setup.job)
         self._core = RolloutWorkerCore(setup, environments, publisher, self._stop)
 

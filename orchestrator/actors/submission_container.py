@@ -40,7 +40,13 @@ EXPIRY_GRACE_SECONDS = 600.0
 # A connection is often lost a moment before the process's end can be read.
 END_OF_PROCESS_SECONDS = 3.0
 LOG_TAIL_BYTES = 16 * 1024
+# Each change of a job's detail is a message for the validator.
+PROGRESS_SECONDS = 5.0
 ADOPTION_SECONDS = 10.0
+
+
+Say = Callable[[str], Awaitable[None]]
+"""Takes words on what goes on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +60,7 @@ class Archive:
 class PolicySource(Protocol):
     """Where the policy of a job is to be had."""
 
-    async def start(self, claim: Claim) -> PolicyConnector: ...
+    async def start(self, claim: Claim, say: Say | None = None) -> PolicyConnector: ...
 
     async def replace(self, claim: Claim) -> PolicyConnector: ...
 
@@ -88,8 +94,10 @@ class SubmissionContainer:
     _record: ContainerRecord | None = field(default=None, init=False)
     _archive: Archive | None = field(default=None, init=False)
 
-    async def start(self, claim: Claim) -> PolicyConnector:
+    async def start(self, claim: Claim, say: Say | None = None) -> PolicyConnector:
         """A connector to a policy that answers: in the container of an earlier epoch, or in a new one.
+
+        `say` hears of it while the submission's environment is made, which may take long.
 
         Raises:
             SubmissionError: the archive or the policy cannot be used, with the reason and the log's tail.
@@ -102,7 +110,7 @@ class SubmissionContainer:
             if connector is not None:
                 return connector
             await self.remove(claim)
-        return await self._create(claim)
+        return await self._create(claim, say)
 
     async def _adopt(self, record: ContainerRecord) -> PolicyConnector | None:
         """A connector to the container, if its policy answers: it has the archive already, and needs none."""
@@ -150,15 +158,15 @@ class SubmissionContainer:
             await self.tools.containers.remove(record.handle)
         await self.tools.store.forget_container(record.container_id)
 
-    async def _create(self, claim: Claim) -> PolicyConnector:
+    async def _create(self, claim: Claim, say: Say | None = None) -> PolicyConnector:
         """A connector to a fresh container; to a second one where the first fell silent, as a network may."""
         try:
-            return await self._create_once(claim)
+            return await self._create_once(claim, say)
         except SubmissionSilent as error:
             log.warning("submission_silent", job_id=claim.job.job_id, why=str(error))
         await self.remove(claim)
         try:
-            return await self._create_once(claim)
+            return await self._create_once(claim, say)
         except SubmissionSilent as error:
             raise SubmissionError(
                 f"the submission took its archive and then did not answer as its server should ({error}), "
@@ -166,7 +174,7 @@ class SubmissionContainer:
                 await self.logs(),
             ) from error
 
-    async def _create_once(self, claim: Claim) -> PolicyConnector:
+    async def _create_once(self, claim: Claim, say: Say | None) -> PolicyConnector:
         if self._archive is None:
             self._archive = await self.fetch_archive()
         attempt = await self.tools.store.last_attempt(claim.job.job_id) + 1
@@ -188,9 +196,9 @@ class SubmissionContainer:
         record = ContainerRecord(record.container_id, record.job_id, attempt, handle)
         self._record = record
         await self.tools.store.set_container_handle(claim, record.container_id, handle)
-        return await self._await_policy(record)
+        return await self._await_policy(record, say)
 
-    async def _await_policy(self, record: ContainerRecord) -> PolicyConnector:
+    async def _await_policy(self, record: ContainerRecord, say: Say | None) -> PolicyConnector:
         assert record.handle is not None
         assert self._archive is not None
         key = self.tools.session_key(record.container_id)
@@ -200,8 +208,23 @@ class SubmissionContainer:
             lambda endpoint: self.tools.host_client(endpoint, key),
             self._archive,
             self.tools.start_up_timeout_seconds,
+            None if say is None else _now_and_then(say),
         )
         return self.tools.connector(endpoint, key)
+
+
+def _now_and_then(say: Say) -> Say:
+    """Passes on the first of what it hears, and then at most one thing in `PROGRESS_SECONDS`."""
+    said_at = float("-inf")
+
+    async def tell(what: str) -> None:
+        nonlocal said_at
+        now = time.monotonic()
+        if not what or now - said_at >= PROGRESS_SECONDS:
+            said_at = now
+            await say(f"makes the submission's environment: {what}" if what else "starts the submission")
+
+    return tell
 
 
 async def hand_over(
@@ -210,8 +233,11 @@ async def hand_over(
     host_client: Callable[[Endpoint], HostClient],
     archive: Archive,
     timeout_seconds: float,
+    tell: Say | None = None,
 ) -> Endpoint:
     """Give a fresh container its archive; where the policy answers, once it does.
+
+    `tell` hears what goes on while the submission's environment is made, and "" when that is done.
 
     Raises:
         SubmissionError: archive or policy cannot be used, or ended the container; with the log's tail.
@@ -221,7 +247,7 @@ async def hand_over(
     endpoint = await containers.wait_ready(handle, timeout_seconds)
     try:
         # All of the time: what the container needed until here is not the submission's doing.
-        await host_client(endpoint).push_archive(archive.path, archive.sha256, timeout_seconds)
+        await host_client(endpoint).push_archive(archive.path, archive.sha256, timeout_seconds, tell)
     except SubmissionError as error:
         tail = error.log_tail or await containers.logs(handle, LOG_TAIL_BYTES)
         raise SubmissionError(error.reason, tail) from error
@@ -254,7 +280,7 @@ class ExternalPolicy:
     connector: PolicyConnector
     connect_timeout_seconds: float
 
-    async def start(self, claim: Claim) -> PolicyConnector:
+    async def start(self, claim: Claim, say: Say | None = None) -> PolicyConnector:
         """The connector, after one connection was made with it.
 
         Raises:

@@ -8,20 +8,22 @@ import secrets
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 import psutil
 
 from orchestrator.actors.submission_container import Archive, hand_over, settled_evidence
-from orchestrator.adapters.policies.host_client import SubmissionHostClient
 from orchestrator.adapters.policies.websocket import WebSocketConnector
-from orchestrator.adapters.process.containers import ProcessContainers
-from orchestrator.ports import ContainerLimits, Containers, ContainerSpec, Evidence
+from orchestrator.adapters.postgres.server_files import default_data_dir
+from orchestrator.local_containers import process_containers, submission_host
+from orchestrator.ports import ContainerLimits, Containers, ContainerSpec, Endpoint, Evidence, HostClient
+from orchestrator.settings import Settings
 from orchestrator.waiting import uninterrupted
 
 SCRATCH_PREFIX = "orchestrator-check-"
@@ -40,13 +42,22 @@ class RunningSubmission:
     connector: WebSocketConnector
     handle: str
     start_seconds: float
+    preparation_seconds: float  # before that, for its environment
 
 
 class CheckContainers:
     """The containers of one check, all below one directory of its own."""
 
-    def __init__(self, containers: Containers, base: Path, archive: Archive, limits: ContainerLimits) -> None:
+    def __init__(
+        self,
+        containers: Containers,
+        base: Path,
+        archive: Archive,
+        limits: ContainerLimits,
+        host_client: Callable[[Endpoint, bytes], HostClient],
+    ) -> None:
         self._containers = containers
+        self._host_client = host_client
         self._archive = archive
         self._limits = limits
         self._installation_id = uuid4()
@@ -65,6 +76,7 @@ class CheckContainers:
         self._attempt += 1
         key = secrets.token_bytes(KEY_BYTES)
         started_at = time.monotonic()
+        preparation = _Preparation()
         spec = ContainerSpec(
             container_id=uuid4(),
             installation_id=self._installation_id,
@@ -79,12 +91,14 @@ class CheckContainers:
         endpoint = await hand_over(
             self._containers,
             handle,
-            lambda endpoint: SubmissionHostClient(endpoint, key),
+            lambda endpoint: self._host_client(endpoint, key),
             self._archive,
             timeout_seconds,
+            preparation.note,
         )
         connector = WebSocketConnector(endpoint.host, endpoint.port, key)
-        return RunningSubmission(connector, handle, time.monotonic() - started_at)
+        seconds = time.monotonic() - started_at
+        return RunningSubmission(connector, handle, seconds - preparation.seconds, preparation.seconds)
 
     async def evidence(self, submission: RunningSubmission, *, was_lost: bool) -> Evidence:
         """How its container stands; after a lost connection an end is given a moment to show."""
@@ -110,14 +124,29 @@ class CheckContainers:
             await self._containers.remove(owned.handle)
 
 
+class _Preparation:
+    """How long the host was at the submission's environment, as far as it was heard of."""
+
+    def __init__(self) -> None:
+        self._began_at: float | None = None
+        self.seconds = 0.0
+
+    async def note(self, doing: str) -> None:
+        now = time.monotonic()
+        if self._began_at is None:
+            self._began_at = now
+        self.seconds = now - self._began_at
+
+
 @asynccontextmanager
 async def check_containers(
-    archive: Archive, limits: ContainerLimits, scratch: Path
+    archive: Archive, limits: ContainerLimits, scratch: Path, settings: Settings
 ) -> AsyncIterator[CheckContainers]:
     """Containers below `scratch` for the block; nothing of them is left after it, however it ends."""
     base = scratch.resolve() / "containers"
-    process_containers = ProcessContainers(base, watch_pid=os.getpid())
-    containers = CheckContainers(process_containers, base, archive, limits)
+    data = settings.data_dir or default_data_dir()
+    processes = process_containers(settings, data, base, watch_pid=os.getpid())
+    containers = CheckContainers(processes, base, archive, limits, partial(submission_host, settings))
     try:
         yield containers
     finally:

@@ -11,6 +11,7 @@ from orchestrator.authoring.playing import Played
 from orchestrator.domain.episodes import FaultClass
 from orchestrator.domain.errors import PolicyError, PolicyRaised, SubmissionError, SubmissionSilent
 from orchestrator.ports import Evidence
+from orchestrator.submission.archive import SERVER_FILE
 
 LOADS = "loads"
 PLAYS = "plays"
@@ -73,6 +74,8 @@ def _load_failure_in_words(text: str, log_tail: str) -> Finding:
     reason, _, rest = text.partition("\n")
     if _LATE.search(reason):
         return _wrong(LOADS, reason, rest or last_words(log_tail), _LOAD_TIME_ADVICE)
+    if reason.startswith(SERVER_FILE):
+        return _wrong(LOADS, reason, rest or last_words(log_tail))
     if "ended before" in reason:
         return _wrong(LOADS, reason, last_words(log_tail), _EXIT_ADVICE if "exit" in reason else "")
     return _wrong(LOADS, reason, rest, _CLASS_ADVICE if "class Agent" in reason else "")

@@ -37,6 +37,7 @@ from orchestrator.limits import container_limits, episode_limits
 from orchestrator.settings import Settings
 
 PACKED = "packed"
+ENVIRONMENT = "environment"
 WARN_ABOVE = 0.5  # of the time to start up
 
 
@@ -53,7 +54,8 @@ async def check_submission(submission: Path, plan: CheckPlan, settings: Settings
         async with playing(plan.job, episode_limits(plan.job, settings)) as thread:
             report.add(Finding(Mark.OK, PACKED, f"{packed.size_bytes} bytes"))
             archive = Archive(packed.path, packed.sha256)
-            async with check_containers(archive, container_limits(plan.job, settings), scratch) as containers:
+            limits = container_limits(plan.job, settings)
+            async with check_containers(archive, limits, scratch, settings) as containers:
                 episodes = EpisodeCheck(thread, plan, settings, report, OF_AN_AGENT)
                 await _check(containers, episodes, settings.start_up_timeout_seconds, report)
     finally:
@@ -74,6 +76,8 @@ async def _check(
     """One process plays everything, and a second one the first episodes again."""
     try:
         async with _started(containers, start_up_seconds) as submission:
+            if submission.preparation_seconds > 0:
+                report.add(_prepared(submission.preparation_seconds))
             report.add(_loaded(submission.start_seconds, start_up_seconds))
             tasks = await episodes.play(_ContainedPolicy(containers, submission))
         async with _started(containers, start_up_seconds) as submission:
@@ -96,6 +100,10 @@ async def _started(containers: CheckContainers, start_up_seconds: float) -> Asyn
         raise CheckFailed(silence(error)) from error
     yield submission
     await containers.remove(submission)
+
+
+def _prepared(seconds: float) -> Finding:
+    return Finding(Mark.OK, ENVIRONMENT, f"made of requirements.txt in {seconds:.1f} s, and kept for later")
 
 
 def _loaded(seconds: float, limit: float) -> Finding:

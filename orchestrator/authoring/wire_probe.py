@@ -86,11 +86,14 @@ def _end(error: ConnectionLost) -> Answer:
 class NotOpened(Exception):
     """No connection. `is_connected`: TCP was, but no WebSocket; `is_refusal`: nobody had to wait for it."""
 
-    def __init__(self, words: str, *, is_connected: bool, is_refusal: bool) -> None:
-        super().__init__(words)
+    def __init__(self, words: str, is_connected: bool, is_refusal: bool) -> None:
+        super().__init__(words, is_connected, is_refusal)
         self.words = words
         self.is_connected = is_connected
         self.is_refusal = is_refusal
+
+    def __str__(self) -> str:
+        return self.words
 
 
 class ProbeLine:

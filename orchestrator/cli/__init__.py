@@ -2,9 +2,23 @@
 
 from __future__ import annotations
 
+import sys
+
 import typer
 
-from orchestrator.cli import evaluation, service, submissions
+from orchestrator.cli import (
+    doctor,
+    evaluation,
+    job_outputs,
+    jobs,
+    maintenance,
+    packing,
+    replay,
+    service,
+    settings,
+    submissions,
+)
+from orchestrator.cli.usage import run_app
 from orchestrator.ray_environment import prepare_ray_environment
 
 app = typer.Typer(
@@ -17,11 +31,18 @@ app = typer.Typer(
 )
 app.add_typer(evaluation.commands)
 app.add_typer(service.commands)
+app.add_typer(jobs.commands)
+app.add_typer(job_outputs.commands)
+app.add_typer(settings.commands)
+app.add_typer(replay.commands)
+app.add_typer(maintenance.commands)
+app.add_typer(doctor.commands)
 app.add_typer(service.database_commands, name="db")
+submissions.commands.add_typer(packing.commands)
 app.add_typer(submissions.commands, name="submission")
 
 
 def main() -> None:
     """The console script."""
     prepare_ray_environment()
-    app()
+    sys.exit(run_app(app))

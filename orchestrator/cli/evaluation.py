@@ -16,7 +16,9 @@ commands = typer.Typer()
 @commands.command(name="eval")
 @with_session
 def evaluate(
-    submission: Annotated[str, typer.Argument(help="Directory with agent.py, a .tar.gz, or HOST:PORT.")],
+    submission: Annotated[
+        str, typer.Argument(help="Directory with agent.py or main.py, a .tar.gz, or HOST:PORT.")
+    ],
     benchmark: Annotated[
         list[str], typer.Option("--benchmark", "-b", help="PROVIDER/NAME; may be given several times.")
     ],

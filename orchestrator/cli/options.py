@@ -16,6 +16,7 @@ from orchestrator.cli.running import run_command
 
 if TYPE_CHECKING:
     from orchestrator.settings import Settings
+    from orchestrator.settings_loading import SettingsInEffect
 
 SESSION_PARAMETER = "session"
 
@@ -31,20 +32,42 @@ class Session:
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Where the embedded PostgreSQL keeps its data.")
     ] = None
+    settings_file: Annotated[
+        Path | None,
+        typer.Option("--settings", metavar="FILE", help="TOML file of settings; wins over variables."),
+    ] = None
+    assignments: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="A setting for this command; may be given several times."
+        ),
+    ] = None
     debug: Annotated[bool, typer.Option("--debug", help="Show logs, and tracebacks of errors.")] = False
 
     def settings(self) -> Settings:
-        """The settings of the environment, with what the command line says over them.
+        """The settings for this command.
 
         Raises:
-            UsageError: a value is not allowed, or there is no such setting.
+            UsageError: a value is not allowed, there is no such setting, or the file cannot be read.
         """
-        from orchestrator.settings import load_settings
+        return self.settings_in_effect().settings
 
-        overrides: dict[str, Any] = {"database_url": self.database_url, "data_dir": self.data_dir}
-        if self.debug:
-            overrides["log_level"] = "DEBUG"
-        return load_settings(**overrides)
+    def settings_in_effect(self) -> SettingsInEffect[Settings]:
+        """The settings for this command, and where each one stands.
+
+        Raises:
+            UsageError: as `settings`.
+        """
+        from orchestrator.settings import Settings, settings_in_effect
+        from orchestrator.settings_sources import given_by_assignments, given_by_options
+
+        options = {
+            "--database-url": ("database_url", self.database_url),
+            "--data-dir": ("data_dir", self.data_dir),
+            "--debug": ("log_level", "DEBUG" if self.debug else None),
+        }
+        flags = given_by_assignments(self.assignments or [], Settings.model_fields)
+        return settings_in_effect(flags | given_by_options(options), self.settings_file)
 
     def run(self, work: Coroutine[Any, Any, int]) -> None:
         """Run a command to its end and exit with its code."""
@@ -87,7 +110,7 @@ def key_and_value(text: str) -> tuple[str, Any]:
     """
     key, equals, value = text.partition("=")
     if not key or not equals:
-        raise typer.BadParameter(f"{text!r} is not KEY=VALUE")
+        raise typer.BadParameter(f"{text!r} is not KEY=VALUE", param_hint="'--config'")
     try:
         return key, json.loads(value)
     except json.JSONDecodeError:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 import signal
 import sys
 import traceback
@@ -25,13 +27,33 @@ def run_command(work: Coroutine[Any, Any, int], *, debug: bool) -> None:
     except (KeyboardInterrupt, asyncio.CancelledError):
         print("interrupted", file=sys.stderr)
         code = INTERRUPTED
+    except BrokenPipeError as error:
+        code = COMPLETED if _nobody_reads() else _report(error, debug)
     except BaseExceptionGroup as group:
         code = _report(_leaf(group), debug)
     except Exception as error:  # noqa: BLE001
         # Whatever it is, a person gets one line and an exit code that means what it says.
         code = _report(error, debug)
-    sys.stdout.flush()
+    _nobody_reads()
     raise typer.Exit(code)
+
+
+def _nobody_reads() -> bool:
+    """Flush stdout; whether its reader has seen enough and gone (`| head`), which is no error of ours."""
+    try:
+        sys.stdout.flush()
+        # Without a buffer there is nothing to flush, so ask: a pipe that nobody reads is in error.
+        pipe = select.poll()
+        pipe.register(sys.stdout.fileno(), 0)
+        gone = any(event & select.POLLERR for _, event in pipe.poll(0))
+    except BrokenPipeError:
+        gone = True
+    except (OSError, ValueError):  # closed, or no real file
+        return False
+    if gone:
+        # At exit Python flushes once more, and would complain.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return gone
 
 
 def _run(work: Coroutine[Any, Any, int]) -> int:

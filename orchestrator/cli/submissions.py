@@ -34,7 +34,7 @@ def init(
 @commands.command()
 @with_session
 def check(
-    submission: Annotated[Path | None, typer.Argument(help="Directory with agent.py, or a .tar.gz.")] = None,
+    submission: Annotated[Path | None, typer.Argument(help="A submission's directory, or archive.")] = None,
     address: Annotated[
         str | None, typer.Option(help="HOST:PORT of a policy server, to check in place of a submission.")
     ] = None,

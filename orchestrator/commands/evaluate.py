@@ -9,11 +9,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import asyncpg
-
+from orchestrator.adapters.artifacts.contents import survey
 from orchestrator.adapters.postgres.pool import Database
-from orchestrator.app import data_directory
-from orchestrator.commands.session import ReadSettings, command_pool, say
+from orchestrator.client import AsyncClient
+from orchestrator.commands.orphans import cancel_orphans
+from orchestrator.commands.session import ReadSettings, command_client, say
 from orchestrator.domain.errors import InfrastructureError, OrchestratorError
 from orchestrator.domain.messages import EvalJobMessage, EvalResultMessage
 from orchestrator.evaluation import EvalRequest, JobFollower, exit_code, make_jobs
@@ -25,8 +25,9 @@ from orchestrator.presentation import (
     write_bundle,
 )
 from orchestrator.progress import ProgressView
-from orchestrator.runtime import Liveness, control_plane, is_live, open_database
+from orchestrator.runtime import control_plane
 from orchestrator.settings import Settings
+from orchestrator.stores import data_directory
 from orchestrator.waiting import uninterrupted
 
 
@@ -39,12 +40,17 @@ async def evaluate_command(
         check_bundle_directory(output)
     archives = data_directory(settings) / "artifacts"
     jobs = make_jobs(requests, archives)
+    for path in sorted({request.submission for request in requests if Path(request.submission).is_dir()}):
+        for each in survey(Path(path)).left_out:
+            if each.surprising:
+                say(f"left out of the archive: {Path(path) / each.path}, {each.reason}")
     say("starts the database" if settings.database_url is None else "connects to the database")
-    async with open_database(settings) as database, command_pool(database) as pool:
-        follower = JobFollower(pool, settings, jobs)
+    async with command_client(settings) as client:
+        follower = JobFollower(client, jobs)
         try:
             await follower.submit()
-            results = await _evaluated(settings, database, pool, follower, _cpus(settings, jobs))
+            async with client.keeping_alive(follower.job_ids):
+                results = await _evaluated(client, follower, _cpus(settings, jobs))
         except BaseException:
             # What is still to be ended: of an interrupted command nothing as a rule.
             with contextlib.suppress(TimeoutError, OrchestratorError):
@@ -56,35 +62,32 @@ async def evaluate_command(
         _show(results, as_json=as_json)
         if output is not None:
             write_bundle(output, results, outcomes)
-        say(_where(results, database, output))
+        say(_where(results, client.database, output))
     return exit_code(results)
 
 
-async def _evaluated(
-    settings: Settings,
-    database: Database,
-    pool: asyncpg.Pool[asyncpg.Record],
-    follower: JobFollower,
-    cpus: int,
-) -> list[EvalResultMessage]:
+async def _evaluated(client: AsyncClient, follower: JobFollower, cpus: int) -> list[EvalResultMessage]:
     """The results, by a control plane that works on the database already, or else by one of our own."""
     with ProgressView() as view:
-        if await is_live(pool):
+        if await client.is_served():
             say("a control plane works on this database already: only submits to it")
-            results = await follower.follow(view.update, Liveness(pool).is_gone)
+            results = await follower.follow(view.update, client.liveness().is_gone)
             if results is not None:
                 return results
             say("that control plane has gone")
+        orphans = await cancel_orphans(client)
         say("starts Ray and the control plane")
-        async with control_plane(settings, database, cpus=cpus):
+        async with control_plane(client.settings, client.database, cpus=cpus):
             try:
-                results = await follower.follow(view.update, Liveness(pool).is_gone)
+                results = await follower.follow(view.update, client.liveness().is_gone)
             except asyncio.CancelledError:
                 # While the supervisors are there to end their jobs in good order.
                 say("interrupted: cancels the jobs and cleans up")
                 with contextlib.suppress(TimeoutError, OrchestratorError):
                     await uninterrupted(follower.cancel())
                 raise
+            if results is not None:
+                await orphans.see_off()
         if results is None:
             raise InfrastructureError(
                 "the control plane ended by itself: run again, with --debug for its logs"

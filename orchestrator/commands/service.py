@@ -6,18 +6,19 @@ import asyncio
 import json
 import os
 import sys
-import uuid
 from pathlib import Path
 
 import asyncpg
+from pgqueuer.domain.models import Job
 
 from orchestrator.adapters.postgres.migrate import migrate
 from orchestrator.adapters.postgres.outgoing import messages_of, take_rows
-from orchestrator.app import job_store
-from orchestrator.commands.session import ReadSettings, command_pool, say
+from orchestrator.client.job_messages import new_job_id
+from orchestrator.commands.orphans import cancel_orphans
+from orchestrator.commands.session import ReadSettings, command_client, command_pool, say
 from orchestrator.domain.errors import InfrastructureError, InvalidJob, UsageError
 from orchestrator.domain.messages import OUTGOING_QUEUES, QUEUE_ADD_JOB, EvalJobMessage
-from orchestrator.runtime import Liveness, control_plane, is_live, open_database
+from orchestrator.runtime import Liveness, control_plane, open_database
 
 CONSUME_POLL_SECONDS = 0.5
 
@@ -25,28 +26,28 @@ CONSUME_POLL_SECONDS = 0.5
 async def up_command(read_settings: ReadSettings) -> int:
     """Run until cancelled."""
     settings = read_settings()
-    async with open_database(settings) as database:
-        async with command_pool(database) as pool:
-            if await is_live(pool):
-                raise UsageError(f"a control plane works on {database} already")
+    async with command_client(settings) as client:
+        if await client.is_served():
+            raise UsageError(f"a control plane works on {client.database} already")
+        orphans = await cancel_orphans(client)
         say("starts Ray and the control plane")
-        async with control_plane(settings, database, cpus=os.cpu_count() or 1) as plane:
-            say(f"ready: installation {plane.installation.installation_id} on {database}; Ctrl-C ends it")
+        async with control_plane(settings, client.database, cpus=os.cpu_count() or 1) as plane:
+            installation_id = plane.installation.installation_id
+            say(f"ready: installation {installation_id} on {client.database}; Ctrl-C ends it")
             try:
-                async with command_pool(database) as pool:
-                    await _until_gone(pool)
+                await orphans.see_off()
+                await _until_gone(client.liveness())
             finally:
                 say("stops")
     return 0
 
 
-async def _until_gone(pool: asyncpg.Pool[asyncpg.Record]) -> None:
+async def _until_gone(liveness: Liveness) -> None:
     """Wait until cancelled.
 
     Raises:
         InfrastructureError: the consumer has been gone for longer than a restart takes.
     """
-    liveness = Liveness(pool)
     while not await liveness.is_gone():
         await asyncio.sleep(1.0)
     raise InfrastructureError("the control plane ended by itself: start it again, with --debug for its logs")
@@ -58,24 +59,28 @@ async def submit_command(read_settings: ReadSettings, path: Path) -> int:
         payload = sys.stdin.buffer.read() if str(path) == "-" else path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
-    message = EvalJobMessage.parse(_with_job_id(payload))
-    async with open_database(settings := read_settings()) as database, command_pool(database) as pool:
-        fresh = await job_store(pool, settings).insert(message, enqueue=True, local=True)
+    try:
+        message = EvalJobMessage.parse(_with_job_id(payload))
+    except InvalidJob as error:
+        # The file is what the person knows; the job_id may be one of ours.
+        place = "standard input" if str(path) == "-" else str(path)
+        raise UsageError(f"{place}: {error.reason}") from error
+    async with command_client(read_settings()) as client:
+        fresh = await client.enqueue(message, local=True)
     say(f"job {message.job_id} {'is queued' if fresh else 'was there already, unchanged'}")
     print(message.job_id)
     return 0
 
 
 def _with_job_id(payload: bytes) -> bytes:
-    """The payload, with a fresh job_id where it names none."""
+    """The payload, with a fresh job_id where it is an object that names none."""
     try:
         content = json.loads(payload)
-    except ValueError as error:
-        raise InvalidJob(None, f"the job is not JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise InvalidJob(None, "the job is not a JSON object")
-    content.setdefault("job_id", uuid.uuid4().int >> 65)
-    return json.dumps(content).encode()
+    except (ValueError, RecursionError):
+        return payload  # which will be refused with the reason
+    if not isinstance(content, dict) or "job_id" in content:
+        return payload
+    return json.dumps({"job_id": new_job_id()} | content).encode()
 
 
 async def consume_command(read_settings: ReadSettings, queue: str, *, follow: bool, limit: int | None) -> int:
@@ -84,19 +89,41 @@ async def consume_command(read_settings: ReadSettings, queue: str, *, follow: bo
         names = ", ".join(OUTGOING_QUEUES)
         hint = "; add_job is consumed by the control plane" if queue == QUEUE_ADD_JOB else ""
         raise UsageError(f"no outgoing queue is named {queue!r}: there are {names}{hint}")
-    printed = 0
     async with open_database(read_settings()) as database, command_pool(database) as pool:
-        while limit is None or printed < limit:
-            async with take_rows(pool, queue, rows=1) as rows:
-                for row in rows:
-                    for message in messages_of(row):
-                        print(json.dumps(message), flush=True)
-                        printed += 1
-            if not rows:
-                if not follow:
-                    break
-                await asyncio.sleep(CONSUME_POLL_SECONDS)
+        # Who reads may have enough, as `head` does: what was not written out is not acknowledged.
+        await _consume(pool, queue, follow=follow, limit=limit)
     return 0
+
+
+async def _consume(
+    pool: asyncpg.Pool[asyncpg.Record], queue: str, *, follow: bool, limit: int | None
+) -> None:
+    printed = 0
+    while limit is None or printed < limit:
+        async with take_rows(pool, queue, rows=1) as rows:
+            for row in rows:
+                printed += _print_messages(row)
+        if not rows:
+            if not follow:
+                break
+            await asyncio.sleep(CONSUME_POLL_SECONDS)
+
+
+def _print_messages(row: Job) -> int:
+    """Write out the messages of a row; how many.
+
+    Raises:
+        InfrastructureError: it holds none.
+    """
+    try:
+        messages = messages_of(row)
+    except ValueError as error:
+        raise InfrastructureError(
+            f"row {row.id} of queue {row.entrypoint} holds no message of ours, and stays there: {error}"
+        ) from error
+    for message in messages:
+        print(json.dumps(message), flush=True)
+    return len(messages)
 
 
 async def migrate_command(read_settings: ReadSettings) -> int:

@@ -8,16 +8,27 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
+from orchestrator.adapters.postgres.clients import COMMAND_CONNECTIONS
 from orchestrator.adapters.postgres.pool import Database, open_pool
+from orchestrator.client import AsyncClient
 from orchestrator.settings import Settings
 
 ReadSettings = Callable[[], Settings]
+
+COMMAND_APPLICATION = "orchestrator cli"
+
+
+def command_client(settings: Settings) -> AsyncClient:
+    """The client that a command works through, open for an `async with` block."""
+    return AsyncClient(settings=settings, application_name=COMMAND_APPLICATION)
 
 
 @asynccontextmanager
 async def command_pool(database: Database) -> AsyncIterator[asyncpg.Pool[asyncpg.Record]]:
     """The few connections that a command needs."""
-    async with open_pool(database, application_name="orchestrator cli", max_size=2) as pool:
+    async with open_pool(
+        database, application_name=COMMAND_APPLICATION, max_size=COMMAND_CONNECTIONS
+    ) as pool:
         yield pool
 
 

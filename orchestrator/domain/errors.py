@@ -27,6 +27,45 @@ class InvalidJob(UsageError):
         return self.reason if self.job_id is None else f"job {self.job_id}: {self.reason}"
 
 
+class UnknownJob(UsageError):
+    """No job has this id in the database that was asked."""
+
+    def __init__(self, job_id: int, place: str) -> None:
+        super().__init__(job_id, place)
+        self.job_id = job_id
+        self.place = place
+
+    def __str__(self) -> str:
+        return f"there is no job {self.job_id} on {self.place}; `orchestrator jobs` lists those there are"
+
+
+class JobIdTaken(UsageError):
+    """Another job, with other content, has this id."""
+
+    def __init__(self, job_id: int) -> None:
+        super().__init__(job_id)
+        self.job_id = job_id
+
+    def __str__(self) -> str:
+        return f"job {self.job_id} exists with other content: submit it under another job_id"
+
+
+class JobNotFinished(OrchestratorError):
+    """A wait for a job's end was given up; the job goes on."""
+
+    def __init__(self, job_id: int, status: str, seconds: float) -> None:
+        super().__init__(job_id, status, seconds)
+        self.job_id = job_id
+        self.status = status
+        self.seconds = seconds
+
+    def __str__(self) -> str:
+        return (
+            f"job {self.job_id} is still {self.status} after {self.seconds:g} s: "
+            f"`orchestrator status {self.job_id}` says what it waits for"
+        )
+
+
 class SubmissionError(OrchestratorError):
     """The submission is at fault: fail the job and show why."""
 

@@ -28,6 +28,9 @@ class JobStatus(StrEnum):
         return self in HELD
 
 
+# Why a job is TIMEOUT, for the person who reads its result.
+TIME_IS_OVER = "the job's time is over: give it more by timeout_seconds"
+
 FINAL = frozenset({JobStatus.COMPLETED, JobStatus.FAILED, JobStatus.TIMEOUT, JobStatus.CANCELLED})
 HELD = frozenset({JobStatus.STARTING, JobStatus.RUNNING})
 

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+)
 
 from orchestrator.domain.errors import InvalidJob
+from orchestrator.domain.job_documents import (
+    MAX_JOB_ID,
+    absurdity_of,
+    excess_of,
+    in_words,
+    lenient_document,
+    printable,
+    readable_job_id,
+)
 from orchestrator.domain.lifecycle import JobStatus
 
 QUEUE_ADD_JOB = "add_job"
@@ -17,8 +36,36 @@ QUEUE_EPISODE = "episode_data"
 QUEUE_STEP = "episode_step_data"
 OUTGOING_QUEUES = (QUEUE_RESULT, QUEUE_STATUS, QUEUE_EPISODE, QUEUE_STEP)
 
-MAX_JOB_ID = 2**63 - 1
-JobId = Annotated[int, Field(ge=0, le=MAX_JOB_ID)]
+MAX_NAME_CHARS = 512
+# Of a message that does not validate, these are kept for its result.
+IDENTIFYING_FIELDS = ("competition_id", "submission_id", "miner_hotkey", "env_provider", "benchmark_name")
+
+
+def _no_bool(value: Any) -> Any:
+    """Python takes true for 1, which nobody means."""
+    if isinstance(value, bool):
+        raise ValueError("must be a number")
+    return value
+
+
+def _sha256(value: str) -> str:
+    if re.fullmatch("[0-9a-fA-F]{64}", value) is None:
+        raise ValueError("must be a sha256 as 64 hexadecimal digits")
+    return value
+
+
+def _pinned_image(value: str) -> str:
+    if re.search("@sha256:[0-9a-f]{64}$", value) is None:
+        raise ValueError("must be an image pinned by its digest, like name@sha256:...")
+    return value
+
+
+# Strict: a job_id that was meant as text or a fraction is none, and must not become another job's.
+JobId = Annotated[int, Field(strict=True, ge=0, le=MAX_JOB_ID)]
+Whole = Annotated[int, BeforeValidator(_no_bool)]
+Number = Annotated[float, BeforeValidator(_no_bool), Field(allow_inf_nan=False)]
+# Names stand in every telemetry message of a job.
+Name = Annotated[str, Field(max_length=MAX_NAME_CHARS)]
 ScoreName = Literal["success_rate", "avg_reward"]
 OutOfBounds = Literal["clip", "fault"]
 
@@ -45,9 +92,9 @@ class Resources(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    workers: Annotated[int, Field(ge=1, le=1024)] | None = None
-    cpus_per_worker: Annotated[float, Field(gt=0, le=1024)] | None = None
-    memory_bytes: Annotated[int, Field(ge=16 * 2**20)] | None = None
+    workers: Annotated[Whole, Field(ge=1, le=1024)] | None = None
+    cpus_per_worker: Annotated[Number, Field(ge=0.01, le=1024)] | None = None
+    memory_bytes: Annotated[Whole, Field(ge=16 * 2**20, le=2**50)] | None = None
 
 
 class JobConfig(BaseModel):
@@ -55,15 +102,15 @@ class JobConfig(BaseModel):
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
-    episodes_per_task: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
-    max_episode_steps: Annotated[int, Field(ge=1, le=100_000_000)] | None = None
-    seed: Annotated[int, Field(ge=0, le=2**63 - 1)] | None = None
+    episodes_per_task: Annotated[Whole, Field(ge=1, le=1_000_000)] | None = None
+    max_episode_steps: Annotated[Whole, Field(ge=1, le=100_000_000)] | None = None
+    seed: Annotated[Whole, Field(ge=0, le=2**63 - 1)] | None = None
     score: ScoreName = "success_rate"
-    success_threshold: float | None = None
-    step_log_interval: Annotated[int, Field(ge=1)] | None = None
-    step_timeout_seconds: Annotated[float, Field(gt=0, le=86_400)] | None = None
-    episode_timeout_seconds: Annotated[float, Field(gt=0, le=864_000)] | None = None
-    action_horizon: Annotated[int, Field(ge=1)] = 1
+    success_threshold: Number | None = None
+    step_log_interval: Annotated[Whole, Field(ge=1, le=1_000_000_000)] | None = None
+    step_timeout_seconds: Annotated[Number, Field(gt=0, le=86_400)] | None = None
+    episode_timeout_seconds: Annotated[Number, Field(gt=0, le=864_000)] | None = None
+    action_horizon: Annotated[Whole, Field(ge=1, le=1_000_000)] = 1
     stateless: bool = False
     out_of_bounds_actions: OutOfBounds | None = None
 
@@ -73,35 +120,43 @@ class EvalJobMessage(Message):
 
     message_type: str = "eval_job"
     job_id: JobId
-    competition_id: str = ""
-    submission_id: str = ""
-    miner_hotkey: str = ""
-    hf_repo_id: str | None = None
-    env_provider: Annotated[str, Field(min_length=1)]
-    benchmark_name: Annotated[str, Field(min_length=1)]
+    competition_id: Name = ""
+    submission_id: Name = ""
+    miner_hotkey: Name = ""
+    hf_repo_id: Name | None = None
+    env_provider: Annotated[Name, Field(min_length=1)]
+    benchmark_name: Annotated[Name, Field(min_length=1)]
     config: dict[str, Any] = Field(default_factory=dict)
     benchmark_spec: dict[str, Any] | None = None
-    timeout_seconds: Annotated[float, Field(gt=0, le=10_000_000)] | None = None
-    artifact_url: str | None = None
+    timeout_seconds: Annotated[Number, Field(gt=0, le=10_000_000)] | None = None
+    artifact_url: Annotated[str, Field(max_length=8192)] | None = None
     artifact_expires_at: AwareDatetime | None = None
-    artifact_sha256: Annotated[str, Field(pattern=r"^[0-9a-fA-F]{64}$")] | None = None
-    artifact_size_bytes: Annotated[int, Field(ge=0)] | None = None
-    image: Annotated[str, Field(pattern=r"@sha256:[0-9a-f]{64}$")] | None = None
-    protocol: str = "openpi"
-    priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1)] = 0
-    seed_group: str | None = None
-    episodes_per_task: Annotated[int, Field(ge=1, le=1_000_000)] | None = None
+    artifact_sha256: Annotated[str, AfterValidator(_sha256)] | None = None
+    artifact_size_bytes: Annotated[Whole, Field(ge=0, le=2**50)] | None = None
+    image: Annotated[Name, AfterValidator(_pinned_image)] | None = None
+    protocol: Name = "openpi"
+    priority: Annotated[Whole, Field(ge=-(2**31), le=2**31 - 1)] = 0
+    seed_group: Name | None = None
+    episodes_per_task: Annotated[Whole, Field(ge=1, le=1_000_000)] | None = None
     resources: Resources = Field(default_factory=Resources)
-    tags: dict[str, str] = Field(default_factory=dict)
+    tags: Annotated[dict[str, str], Field(max_length=1000)] = Field(default_factory=dict)
 
-    @model_validator(mode="after")
-    def _config_is_sound(self) -> Self:
-        JobConfig.model_validate(self.config)
-        return self
+    @field_validator("config")
+    @classmethod
+    def _config_is_sound(cls, config: dict[str, Any]) -> dict[str, Any]:
+        JobConfig.model_validate(config)
+        return config
 
     @property
     def job_config(self) -> JobConfig:
         return JobConfig.model_validate(self.config)
+
+    @property
+    def effective_seed_group(self) -> str:
+        """What the job's seeds are derived for; a job that names this group gets the same seeds."""
+        if self.seed_group is None and self.job_config.seed is not None:
+            return "open"
+        return self.seed_group or self.competition_id or f"job-{self.job_id}"
 
     @classmethod
     def parse(cls, payload: bytes | str) -> EvalJobMessage:
@@ -110,43 +165,49 @@ class EvalJobMessage(Message):
         Raises:
             InvalidJob: it does not validate; its `job_id` is the message's where one can be read, else None.
         """
+        excess = excess_of(payload)
+        if excess is not None:
+            raise _not_valid(payload, excess)
         try:
-            return cls.model_validate_json(payload)
+            message = cls.model_validate_json(payload)
         except ValidationError as error:
-            raise InvalidJob(_readable_job_id(payload), _in_words(error)) from error
+            raise _not_valid(payload, in_words(error)) from error
+        absurdity = absurdity_of(payload)
+        if absurdity is not None:
+            raise _not_valid(payload, absurdity)
+        return message
+
+    @classmethod
+    def salvage(cls, job_id: int, payload: bytes | str) -> EvalJobMessage:
+        """What identifies the job of a message that does not validate, "unknown" for what cannot be read.
+
+        Its `message_type` is "invalid": it is not the same job as a valid message with these fields.
+        """
+        document = lenient_document(payload)
+        read = {name: document[name] for name in IDENTIFYING_FIELDS if _is_a_name(document.get(name))}
+        fixed = {"message_type": "invalid", "job_id": job_id}
+        return cls.model_validate({"env_provider": "unknown", "benchmark_name": "unknown"} | read | fixed)
+
+    def to_json(self) -> bytes:
+        """UTF-8 JSON without the known fields that are null; of unknown ones nothing is left out."""
+        return self.model_dump_json(
+            exclude={**_null_fields(self), "resources": _null_fields(self.resources)}
+        ).encode()
 
 
-def _readable_job_id(payload: bytes | str) -> int | None:
-    class OnlyJobId(BaseModel):
-        model_config = ConfigDict(extra="ignore")
-        job_id: JobId
+def _null_fields(model: BaseModel) -> dict[str, Literal[True]]:
+    return {name: True for name in type(model).model_fields if getattr(model, name) is None}
 
+
+def _not_valid(payload: bytes | str, reason: str) -> InvalidJob:
+    return InvalidJob(readable_job_id(payload), f"the job's message is not valid: {printable(reason)}")
+
+
+def _is_a_name(value: Any) -> bool:
     try:
-        return OnlyJobId.model_validate_json(payload).job_id
-    except ValidationError:
-        return None
-
-
-def _in_words(error: ValidationError) -> str:
-    """What is wrong, in printable characters and bounded: names and values come from strangers."""
-    parts = []
-    for item in error.errors(include_url=False, include_input=True)[:5]:
-        place = ".".join(str(part) for part in item["loc"]) or "message"
-        shown = repr(item.get("input"))
-        given = "" if len(shown) > 80 or item["type"] == "missing" else f" (got {shown})"
-        parts.append(f"{_shortened(place, 80)}: {_shortened(item['msg'], 240)}{given}")
-    return printable("; ".join(parts))
-
-
-def _shortened(text: str, limit: int) -> str:
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
-def printable(text: str) -> str:
-    """`text` with its control characters and lone surrogates escaped: no JSONB column takes a NUL."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text
-    )
+        return isinstance(value, str) and 0 < len(value) <= MAX_NAME_CHARS and bool(value.encode())
+    except UnicodeEncodeError:  # JSON can spell half a character
+        return False
 
 
 class JobStatusUpdateMessage(Message):

@@ -96,6 +96,10 @@ def _details(
     }
     if message.seed_group is not None:
         details["seed_group"] = message.seed_group
+    if message.tags:
+        details["tags"] = message.tags
+    if message.model_extra:
+        details["unknown_fields"] = message.model_extra  # so that the sender knows its job again by them
     if versions is not None:
         details["versions"] = dict(versions)
     if success_rule is not None:

@@ -38,6 +38,7 @@ class HostState(StrEnum):
     """What a submission host says of itself."""
 
     WAITING = "waiting"  # for the archive
+    PREPARING = "preparing"  # makes the environment that the submission requires
     LOADING = "loading"
     SERVING = "serving"
     FAILED = "failed"

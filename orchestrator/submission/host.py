@@ -1,152 +1,44 @@
 """The first program in a submission's container: takes the archive, then becomes its policy server.
 
 `python -m orchestrator.submission.host --port-file FILE --directory WORKDIR --key-fd N`. The listening
-socket is handed on through exec, so that no connection is ever refused in between.
+socket is handed on through exec, so that no connection is ever refused in between. Where the submission
+serves the protocol itself, this program stays in front of it: it asks for the session key, and passes on.
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import os
 import queue
-import secrets
+import signal
 import socket
 import sys
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-from orchestrator.submission.archive import ArchiveLimits, ArchiveRefused, unpack
+from orchestrator.submission.archive import AGENT_FILE, ArchiveLimits
+from orchestrator.submission.children import Children
 from orchestrator.submission.door import DEFAULT_CONNECTIONS, Door
-from orchestrator.submission.handshake import HostState, reply, send_message
+from orchestrator.submission.own_server import OwnServer
 from orchestrator.submission.policy_server import EXIT_NOT_LOADED, LINGER_AFTER_FAILURE_SECONDS
-from orchestrator.submission.startup import UnusableKey, end_on_signals, take_session_key
-from orchestrator.submission.transport import ByteStream
+from orchestrator.submission.preparation import EnvironmentOptions, prepare
+from orchestrator.submission.reception import Ended, Event, Ready, Signalled, SubmissionHost
+from orchestrator.submission.startup import (
+    UnusableKey,
+    end_by_signal,
+    end_on_signals,
+    end_process,
+    take_pip_settings,
+    take_session_key,
+)
 
-CHUNK_BYTES = 256 * 1024
-REPLY_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Unpacked:
-    """An archive that is ready to be served."""
-
-    directory: Path
-    sha256: str
-
-
-class SubmissionHost:
-    """Waits for one archive below `workdir`; `outcome` gets what came of it, once."""
-
-    def __init__(
-        self, workdir: Path, max_archive_bytes: int, limits: ArchiveLimits, push_seconds: float
-    ) -> None:
-        self._workdir = workdir
-        self._max_archive_bytes = max_archive_bytes
-        self._limits = limits
-        self._push_seconds = push_seconds
-        self._lock = threading.Lock()
-        self._state = HostState.WAITING
-        self._error: str | None = None
-        self._pusher: ByteStream | None = None
-        self._sha256: str | None = None
-        self.outcome: queue.SimpleQueue[Unpacked | None] = queue.SimpleQueue()
-
-    def welcome(self, stream: ByteStream, request: dict[str, Any] | None, deadline: float) -> None:
-        """Answer the one request of a connection that holds the key."""
-        operation = None if request is None else request.get("op")
-        if request is not None and operation == "push":
-            self._take_push(stream, request, deadline)
-            return
-        state, error = self._state, self._error
-        ok = state is not HostState.FAILED
-        if operation == "policy":
-            ok, error = False, error or f"the submission host is {state.value}"
-        elif operation != "status":
-            ok, error = False, f"unknown operation {str(operation)[:32]!r}"
-        send_message(stream, reply(ok, state, error), deadline)
-
-    def _take_push(self, stream: ByteStream, request: dict[str, Any], deadline: float) -> None:
-        size, sha256 = request.get("size"), request.get("sha256")
-        if type(size) is not int or size < 0 or not isinstance(sha256, str):
-            send_message(stream, reply(False, self._state, "a push needs size and sha256"), deadline)
-            return
-        if size > self._max_archive_bytes:
-            self._fail(f"an archive of {size} bytes, above the limit of {self._max_archive_bytes}")
-        if not self._become_pusher(stream):
-            with self._lock:
-                state, error, held = self._state, self._error, self._sha256
-            if state is HostState.LOADING and sha256 != held:
-                error = "another archive is here already"
-            send_message(stream, reply(error is None, state, error), deadline)
-            return
-        send_message(stream, reply(True, HostState.WAITING), deadline)
-        path = self._workdir / f"archive-{secrets.token_hex(8)}"
-        try:
-            self._receive_and_unpack(stream, path, size, sha256)
-        finally:
-            path.unlink(missing_ok=True)
-
-    def _become_pusher(self, stream: ByteStream) -> bool:
-        with self._lock:
-            if self._state is not HostState.WAITING:
-                return False
-            # Who pushes again has given the last connection up, also where its end did not reach us yet.
-            if self._pusher is not None:
-                self._pusher.abort()
-            self._pusher = stream
-            return True
-
-    def _receive_and_unpack(self, stream: ByteStream, path: Path, size: int, sha256: str) -> None:
-        digest = self._receive(stream, path, size)
-        with self._lock:
-            if self._state is not HostState.WAITING or self._pusher is not stream:
-                return
-            if digest == sha256:
-                self._state, self._sha256 = HostState.LOADING, sha256
-            answer = reply(digest == sha256, self._state, None if digest == sha256 else "the sha256 differs")
-        try:
-            send_message(stream, answer, time.monotonic() + REPLY_SECONDS)
-        finally:
-            # The pusher may be gone; the archive is held all the same, and whoever asks next is told.
-            if digest == sha256:
-                self._unpack(path, sha256)
-
-    def _receive(self, stream: ByteStream, path: Path, size: int) -> str:
-        deadline = time.monotonic() + self._push_seconds
-        digest, left = hashlib.sha256(), size
-        buffer = memoryview(bytearray(CHUNK_BYTES))
-        with path.open("xb") as target:
-            while left:
-                count = stream.receive_into(buffer[: min(left, CHUNK_BYTES)], deadline)
-                digest.update(buffer[:count])
-                target.write(buffer[:count])
-                left -= count
-        return digest.hexdigest()
-
-    def _unpack(self, path: Path, sha256: str) -> None:
-        try:
-            directory = unpack(path, self._workdir / "submission", self._limits)
-        except ArchiveRefused as refused:
-            self._fail(f"the archive was refused: {refused}")
-        else:
-            path.unlink()  # before exec: there is no later
-            self.outcome.put(Unpacked(directory, sha256))
-
-    def _fail(self, reason: str) -> None:
-        with self._lock:
-            if self._state is HostState.FAILED:
-                return
-            self._state, self._error = HostState.FAILED, reason
-        print(reason, file=sys.stderr, flush=True)
-        self.outcome.put(None)
-
-
-# ------------------------------------------------------------------------------------------- process
+LAST_WORDS_SECONDS = 1.0
+LOADING_SECONDS = 5.0
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -166,11 +58,23 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--max-unpacked-bytes", type=int, default=ArchiveLimits().unpacked_bytes)
     parser.add_argument("--max-files", type=int, default=ArchiveLimits().files)
     parser.add_argument("--connections", type=int, default=DEFAULT_CONNECTIONS, help="at most, at once")
+    defaults = EnvironmentOptions()
+    environments = parser.add_argument_group("environments of submissions that have a requirements.txt")
+    add = environments.add_argument
+    add("--environments", type=Path, help="where they are kept; by default one is made for this submission")
+    add("--environment-timeout", type=float, default=defaults.timeout_seconds, help="seconds to make one")
+    add("--environments-kept", type=int, default=defaults.keep, help="at most, those in use besides")
+    add("--environments-max-bytes", type=int, default=defaults.max_bytes, help="of all of them together")
+    add("--no-index", action="store_true", help="install from the wheels of the archive, and nothing else")
     return parser.parse_args(arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run until it becomes the policy server; 1 when the archive was refused, 2 for wrong usage."""
+    """Run until it becomes the policy server, or until the submission's own server ends.
+
+    The exit code is 1 when the submission cannot be used, 2 for wrong usage, and that of `main.py` where it
+    ended by itself.
+    """
     options = _parse(arguments)
     end_on_signals()
     try:
@@ -182,21 +86,44 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, UnusableKey) as error:
         print(f"submission host: {error}", file=sys.stderr)
         return 2
-    limits = ArchiveLimits(unpacked_bytes=options.max_unpacked_bytes, files=options.max_files)
-    workdir = options.directory.resolve()
-    host = SubmissionHost(workdir, options.max_archive_bytes, limits, options.push_timeout)
+    children = Children()
+    host = _make_host(options, children)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda number, frame: host.events.put(Signalled(number)))
     Door(listener, session_key, host.welcome, connections=options.connections).open()
     port = listener.getsockname()[1]
     if options.port_file is not None:
         _write_port(options.port_file, port)  # and no word: what is printed is the submission's log
     else:
         print(f"waiting for an archive on {options.host}:{port}", flush=True)
-    unpacked = host.outcome.get()
-    if unpacked is None:
-        time.sleep(LINGER_AFTER_FAILURE_SECONDS)  # so that whoever asks is told why
-        return EXIT_NOT_LOADED
-    _become_policy_server(listener, session_key, unpacked, options)
-    return EXIT_NOT_LOADED
+    event = host.events.get()
+    if isinstance(event, Ready) and (event.directory / AGENT_FILE).is_file():
+        _become_policy_server(host, listener, session_key, event, options)
+    if isinstance(event, Ready):
+        event = _stay_before_own_server(host, event, children, options.load_timeout)
+    children.end_all()
+    if host.failed and not isinstance(event, Signalled):
+        event = _linger(host, event)
+    return _end_as(event)
+
+
+def _make_host(options: argparse.Namespace, children: Children) -> SubmissionHost:
+    workdir = options.directory.resolve()
+    environments = EnvironmentOptions(
+        store=options.environments,
+        timeout_seconds=options.environment_timeout,
+        keep=options.environments_kept,
+        max_bytes=options.environments_max_bytes,
+        from_index=not options.no_index,
+        pip_settings=take_pip_settings(os.environ),
+    )
+    return SubmissionHost(
+        workdir,
+        options.max_archive_bytes,
+        ArchiveLimits(unpacked_bytes=options.max_unpacked_bytes, files=options.max_files),
+        options.push_timeout,
+        partial(prepare, workdir=workdir, options=environments, children=children),
+    )
 
 
 def _write_port(path: Path, port: int) -> None:
@@ -205,9 +132,54 @@ def _write_port(path: Path, port: int) -> None:
     partial.replace(path)
 
 
+def _stay_before_own_server(
+    host: SubmissionHost, ready: Ready, children: Children, load_seconds: float
+) -> Event:
+    """Start `main.py` and let peers talk to it, until it ends or this process has to."""
+    server = OwnServer(ready.directory, children, lambda code: host.events.put(Ended(code)))
+    try:
+        server.start(ready.prepared.python, ready.prepared.environ)
+    except OSError as error:
+        host.fail(f"main.py cannot be started: {error}", ours=True)
+    else:
+        loading = threading.Thread(target=host.await_server, args=(server, load_seconds), daemon=True)
+        loading.start()
+    event = host.events.get()
+    if isinstance(event, Ended):
+        loading.join(LOADING_SECONDS)  # it tells whether the end came too early
+        host.relay.wait_answered(LAST_WORDS_SECONDS)
+    return event
+
+
+def _linger(host: SubmissionHost, event: Event) -> Event:
+    """Stay for a while, so that whoever asks is told why the submission cannot be used."""
+    until = time.monotonic() + LINGER_AFTER_FAILURE_SECONDS
+    while (left := until - time.monotonic()) > 0:
+        with suppress(queue.Empty):
+            later = host.events.get(timeout=left)
+            if isinstance(later, Signalled):
+                return later
+    return event
+
+
+def _end_as(event: Event) -> int:
+    """End this process by the signal that ended, or has to end, what it stood for; else its exit code."""
+    if isinstance(event, Signalled):
+        end_by_signal(event.number)
+    if isinstance(event, Ended) and event.code < 0:
+        end_by_signal(-event.code)
+    code = event.code if isinstance(event, Ended) else EXIT_NOT_LOADED
+    end_process(code)
+    return code
+
+
 def _become_policy_server(
-    listener: socket.socket, session_key: bytes, unpacked: Unpacked, options: argparse.Namespace
-) -> None:
+    host: SubmissionHost,
+    listener: socket.socket,
+    session_key: bytes,
+    ready: Ready,
+    options: argparse.Namespace,
+) -> NoReturn:
     """Replace this program in the same process; who connects meanwhile waits in the socket's backlog."""
     key_reader, key_writer = os.pipe()
     os.write(key_writer, session_key)
@@ -215,18 +187,21 @@ def _become_policy_server(
     os.set_inheritable(key_reader, True)
     listener.set_inheritable(True)
     program = [
-        sys.executable,
+        ready.prepared.python,
         "-u",  # what the agent prints is in the log even when it is killed
         "-P",  # nothing in the submission's directory may stand in for a module of this server
         *("-m", "orchestrator.submission.policy_server"),
-        *("--directory", str(unpacked.directory)),
+        *("--directory", str(ready.directory)),
         *("--listen-fd", str(listener.fileno())),
         *("--key-fd", str(key_reader)),
-        *("--archive-sha256", unpacked.sha256),
+        *("--archive-sha256", ready.sha256),
         *("--load-timeout", str(options.load_timeout)),
         *("--connections", str(options.connections)),
     ]
-    os.execv(sys.executable, program)  # noqa: S606 - there is no shell to avoid
+    end_on_signals()
+    with suppress(queue.Empty):  # one that came before that
+        _end_as(host.events.get_nowait())
+    os.execve(ready.prepared.python, program, dict(ready.prepared.environ))  # noqa: S606 - no shell to avoid
 
 
 if __name__ == "__main__":

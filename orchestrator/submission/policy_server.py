@@ -198,7 +198,9 @@ def _act(agent: Any, request: dict[str, Any]) -> dict[str, Any]:
 
 def _reset(agent: Any, request: dict[str, Any]) -> dict[str, Any]:
     episode, seed = request.get("episode"), request.get("seed")
-    if request[CONTROL_KEY] != "reset" or type(episode) is not int or type(seed) is not int:
+    control = request[CONTROL_KEY]
+    # By type first: an array would compare element by element.
+    if type(control) is not str or control != "reset" or type(episode) is not int or type(seed) is not int:
         raise WireError("an unknown control message")
     reset = getattr(agent, "reset", None)
     if reset is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -11,6 +12,7 @@ from types import FrameType
 from orchestrator.submission.handshake import KEY_BYTES
 
 KEY_VARIABLE = "ORCHESTRATOR_SESSION_KEY"
+PROXY_VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 
 
 class UnusableKey(Exception):
@@ -58,11 +60,30 @@ def _end(number: int, frame: FrameType | None) -> None:
     os._exit(128 + number)
 
 
+def take_pip_settings(environ: MutableMapping[str, str]) -> dict[str, str]:
+    """The variables that tell pip where packages come from; what the submission starts inherits none."""
+    names = [name for name in environ if name.startswith("PIP_") or name.lower() in PROXY_VARIABLES]
+    return {name: environ.pop(name) for name in names}
+
+
+def end_by_signal(number: int) -> None:
+    """Let the signal end this process, as it would by itself."""
+    _flush()
+    with contextlib.suppress(OSError):  # SIGKILL has no other action
+        signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+    os._exit(128 + number)  # PID 1 of a container, which the kernel spares
+
+
 def end_process(code: int) -> None:
     """Leave without waiting for threads and exit handlers of the agent."""
+    _flush()
+    os._exit(code)
+
+
+def _flush() -> None:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
         except (OSError, ValueError):
             continue
-    os._exit(code)

@@ -64,17 +64,21 @@ class ByteStream:
 
     def receive_into(self, buffer: memoryview, deadline: Deadline) -> int:
         """How many bytes came; at least one."""
+        count = self.receive_some(buffer, deadline)
+        if count == 0:
+            raise ConnectionLost("the peer closed the connection")
+        return count
+
+    def receive_some(self, buffer: memoryview, deadline: Deadline) -> int:
+        """How many bytes came; none when the peer sends no more."""
         while True:
             _wait(self._readable, deadline)
             try:
-                count = self._socket.recv_into(buffer)
+                return self._socket.recv_into(buffer)
             except BlockingIOError:
                 continue
             except OSError as error:
                 raise ConnectionLost(f"the connection broke: {error}") from None
-            if count == 0:
-                raise ConnectionLost("the peer closed the connection")
-            return count
 
     def receive_exactly(self, count: int, deadline: Deadline) -> bytes:
         """`count` bytes; the caller has capped it. Never reads beyond them."""
@@ -107,6 +111,13 @@ class ByteStream:
         if hasattr(socket, "TCP_KEEPIDLE"):
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, idle_seconds)
             self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, max(idle_seconds // 4, 1))
+
+    def finish_sending(self) -> None:
+        """Tell the peer that nothing more comes; it may still send."""
+        try:
+            self._socket.shutdown(socket.SHUT_WR)
+        except OSError as error:
+            raise ConnectionLost(f"the connection broke: {error}") from None
 
     def abort(self) -> None:
         """Make every call on this stream end now; safe from another thread."""
@@ -144,8 +155,12 @@ class WebSocket:
         self._is_text = False
         self._unparsed_bytes = 0
         self._mask_bytes = 4 if isinstance(protocol, ServerProtocol) else 0
-        self._end: ConnectionLost | None = None
-        self._feed(rest, time.monotonic())
+        self._end: str | None = None
+        try:
+            self._feed(rest, time.monotonic())
+        except BaseException:
+            self._forget()
+            raise
 
     def send(self, message: bytes | str, deadline: Deadline) -> None:
         try:
@@ -161,7 +176,7 @@ class WebSocket:
         """The next message: bytes of a binary one, str of a text one (which is capped, not refused)."""
         while not self._messages:
             if self._end is not None:
-                raise self._end
+                raise ConnectionLost(self._end)
             count = self._stream.receive_into(self._buffer, deadline)
             self._feed(self._buffer[:count], deadline)
         return self._messages.popleft()
@@ -180,7 +195,7 @@ class WebSocket:
         if self._messages or self._fragments:
             raise WireError("the peer sent a message that was not asked for")
         if self._end is not None:
-            raise self._end
+            raise ConnectionLost(self._end)
 
     def say_goodbye(self, deadline: Deadline, code: int = 1000, reason: str = "") -> None:
         """Send a Close frame; the peer's own can still be received, as a ConnectionLost that names it."""
@@ -195,6 +210,20 @@ class WebSocket:
         with contextlib.suppress(TimeoutError, ConnectionLost):
             self.say_goodbye(time.monotonic(), code, reason)
         self._stream.close()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Let go of all that was received.
+
+        The protocol's parser and its errors refer to themselves, and the garbage collector, which counts
+        objects and not bytes, may come round late: by then there could be gigabytes of such messages.
+        """
+        self._messages.clear()
+        self._fragments.clear()
+        self._buffer = memoryview(b"")
+        self._protocol.parser.close()
+        self._protocol.parser_exc = None
+        self._protocol.reader.buffer.clear()
 
     def abort(self) -> None:
         """Make every call on this connection end now; safe from another thread."""
@@ -225,7 +254,7 @@ class WebSocket:
 
     def _take(self, frame: Frame) -> None:
         if frame.opcode is Opcode.CLOSE:
-            self._end = ConnectionLost(f"the peer closed the connection: {Close.parse(bytes(frame.data))}")
+            self._end = f"the peer closed the connection: {Close.parse(bytes(frame.data))}"
             return
         if frame.opcode not in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
             return

@@ -27,12 +27,17 @@ class WireError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class WireLimits:
-    """What one message may hold. `items` counts list elements, map keys and map values together."""
+    """What one message may hold, so that decoding takes twice its bytes and some 40 MiB at most.
+
+    `items` counts list elements, map keys and map values together, `text_bytes` all longer texts: each of
+    their bytes may become four in memory.
+    """
 
     frame_bytes: int = 64 * 2**20
     depth: int = 32
     items: int = 2**18
     arrays: int = 4096
+    text_bytes: int = 4 * 2**20
 
 
 DEFAULT_LIMITS = WireLimits()
@@ -147,7 +152,7 @@ _fill_tables()
 def _check_structure(data: Buffer, limits: WireLimits) -> None:
     """Walk the tokens without building anything, so that no count in them makes the decoder allocate."""
     end = len(data)
-    position, items = 0, 0
+    position, items, text_bytes = 0, 0, 0
     left = 1
     open_containers: list[int] = []
     while True:
@@ -176,6 +181,10 @@ def _check_structure(data: Buffer, limits: WireLimits) -> None:
             position += 1 + length_bytes
         if not factor:
             position += length
+            if code >= 0xD9:  # a text; binaries stand below
+                text_bytes += length
+                if text_bytes > limits.text_bytes:
+                    raise WireError(f"more than {limits.text_bytes} bytes of text")
             continue
         items += length * factor
         if items > limits.items:
@@ -234,7 +243,9 @@ def _dtype(mapping: dict[Any, Any]) -> np.dtype[Any]:
     name = mapping.get(b"dtype")
     dtype = _DTYPES.get(name) if type(name) is str else None
     if dtype is None:
-        raise WireError(f"dtype {str(name)[:32]!r} is not allowed")
+        # Anything but text would have to be written out whole before it could be cut.
+        shown = repr(name[:32]) if type(name) is str else f"of type {type(name).__name__}"
+        raise WireError(f"dtype {shown} is not allowed")
     return dtype
 
 

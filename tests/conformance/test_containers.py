@@ -104,6 +104,14 @@ async def end_of(containers: Containers, handle: str) -> Evidence:
     return evidence
 
 
+async def logged(containers: Containers, handle: str, text: str) -> str:
+    """The log once it has `text` in it: what was printed may still be on its way there."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while text not in (log := await containers.logs(handle, 2 * MEBIBYTE)):
+            await asyncio.sleep(0.02)
+    return log
+
+
 async def test_a_created_container_becomes_ready_and_runs_until_it_is_removed(
     backend: Backend, spec: ContainerSpec
 ) -> None:
@@ -152,7 +160,7 @@ async def test_another_adapter_adopts_a_container_by_its_handle(
     await successor.wait_ready(handle, DEADLINE_SECONDS)
 
     assert (await successor.evidence(handle)).running
-    assert "hello" in await successor.logs(handle, 1000)
+    assert await logged(successor, handle, "hello")
     await successor.remove(handle)
     assert not (await successor.evidence(handle)).running
 
@@ -166,7 +174,7 @@ async def test_the_host_receives_the_session_key(backend: Backend, spec: Contain
     await containers.wait_ready(handle, DEADLINE_SECONDS)
 
     digest = hashlib.sha256(spec.session_key.hex().encode()).hexdigest()
-    assert digest in await containers.logs(handle, 1000)
+    assert await logged(containers, handle, digest)
     assert spec.session_key.hex() not in handle
     assert spec.session_key.hex() not in repr(spec)
 
@@ -314,9 +322,7 @@ print("last words", flush=True)
 
     handle = await containers.create(dataclasses.replace(spec, limits=limits))
     await containers.wait_ready(handle, DEADLINE_SECONDS)
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        while not (text := await containers.logs(handle, 2 * MEBIBYTE)).endswith("last words\n"):
-            await asyncio.sleep(0.02)
+    text = await logged(containers, handle, "last words\n")
 
     assert MEBIBYTE // 2 <= len(text) <= MEBIBYTE
 

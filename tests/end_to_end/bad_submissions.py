@@ -292,7 +292,8 @@ PRINTS = """
 def at_reset(episode):
     if episode == 2:
         root = os.path.abspath("../../..")
-        print("the log has", sum(os.stat(f"{root}/{name}").st_size for name in ("log", "log.old")), "bytes")
+        sizes = [os.stat(f"{{root}}/{{name}}").st_size for name in ("log", "log.old")]
+        open({notes!r} + "-log-bytes", "w").write(str(sum(sizes)))
 
 
 def at_step_10(episode, action):
@@ -367,7 +368,7 @@ def submissions(notes: str) -> dict[str, Submission]:
         "always_ends": Submission(COMMON + ALWAYS_ENDS, MAX_CONTAINERS + 2),
         "memory": Submission(COMMON + MEMORY, 5, patient, {"resources": {"memory_bytes": MEMORY_BYTES}}),
         "disk": Submission(COMMON + DISK, 5, patient),
-        "prints": Submission(COMMON + PRINTS, 3, patient),
+        "prints": Submission(COMMON + PRINTS.format(notes=notes), 3, patient),
         "forks": Submission(COMMON + FORKS.format(notes=notes), 7, patient),
         "good_at_the_end": Submission(COMMON, GOOD_EPISODES),
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,10 +20,11 @@ from orchestrator.adapters.postgres.job_store import PostgresJobStore
 from orchestrator.adapters.postgres.outgoing import messages_of
 from orchestrator.adapters.postgres.patience import patient
 from orchestrator.adapters.postgres.pool import Database, open_pool
-from orchestrator.app import ControlPlaneRecipe, job_store, ledger
+from orchestrator.app import ControlPlaneRecipe
 from orchestrator.domain.messages import EvalJobMessage, EvalResultMessage
 from orchestrator.runtime import joined_or_local_ray
 from orchestrator.settings import Settings
+from orchestrator.stores import job_store, ledger
 
 if TYPE_CHECKING:
     import asyncpg
@@ -131,8 +132,13 @@ class Plane:
 
 
 @asynccontextmanager
-async def running_plane(database: Database, scratch: Path, **overrides: Any) -> AsyncIterator[Plane]:
-    """A control plane on the session's cluster for the block."""
+async def running_plane(
+    database: Database,
+    scratch: Path,
+    make_recipe: Callable[..., ControlPlaneRecipe] = ControlPlaneRecipe,
+    **overrides: Any,
+) -> AsyncIterator[Plane]:
+    """A control plane on the session's cluster for the block; `overrides` are settings."""
     values: dict[str, Any] = {
         "data_dir": scratch,
         "lease_seconds": 9.0,
@@ -143,7 +149,7 @@ async def running_plane(database: Database, scratch: Path, **overrides: Any) -> 
     settings = Settings(**values)
     async with open_pool(database, application_name="end-to-end test", max_size=6) as pool:
         installation = await take_generation(pool, "test")
-        recipe = ControlPlaneRecipe(settings, database, installation)
+        recipe = make_recipe(settings, database, installation)
         try:
             await start_control_plane(recipe)
             yield Plane(pool, recipe, scratch)

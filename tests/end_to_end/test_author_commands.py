@@ -20,8 +20,8 @@ from orchestrator.adapters.artifacts.pack import pack_directory
 from orchestrator.authoring.containers import SCRATCH_PREFIX
 from orchestrator.domain.lifecycle import JobStatus
 from orchestrator.domain.messages import EvalJobMessage
+from tests.end_to_end.command_processes import ORCHESTRATOR, environment, orchestrator, start, wait_until
 from tests.end_to_end.conftest import EXAMPLES, Plane
-from tests.end_to_end.test_command_line import ORCHESTRATOR, environment, orchestrator, start, wait_until
 from tests.golden_texts import check_golden
 from tests.policy_processes import running, running_policy_server
 

@@ -4,81 +4,30 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 
 from orchestrator.adapters.artifacts.pack import pack_directory
-from orchestrator.adapters.postgres.server_files import ServerFiles
-from orchestrator.ray_session import PREFIX
+from tests.end_to_end.command_processes import (
+    PATIENCE_SECONDS,
+    kill_everything,
+    orchestrator,
+    processes_naming,
+    ray_sessions,
+    start,
+    wait_until,
+)
 from tests.end_to_end.conftest import EXAMPLES, GatedSubmission
 from tests.policy_processes import running_policy_server
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
-
-ORCHESTRATOR = [sys.executable, "-m", "orchestrator.cli"]
-PATIENCE_SECONDS = 300.0
-
-
-def environment(**more: str) -> dict[str, str]:
-    """What a fresh shell has, without anything of this test run."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "PYTHONPATH") if name in os.environ}
-    return kept | {"COLUMNS": "200"} | more
-
-
-def orchestrator(*arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*ORCHESTRATOR, *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        env=environment(),
-        timeout=PATIENCE_SECONDS,
-        check=False,
-    )
-
-
-def start(*arguments: str | Path, log: Path) -> subprocess.Popen[bytes]:
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [*ORCHESTRATOR, *map(str, arguments)],
-            stdout=output,
-            stderr=output,
-            env=environment(),
-            start_new_session=True,
-        )
-
-
-def wait_until(condition: Any, what: str, seconds: float = PATIENCE_SECONDS) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {seconds:g} s: {what}"
-        time.sleep(0.1)
-
-
-def processes_naming(text: str) -> list[psutil.Process]:
-    """Processes whose command line or open files name `text`: everything that a command started."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):
-            if process.status() == psutil.STATUS_ZOMBIE:
-                continue
-            files = [os.readlink(link) for link in Path(f"/proc/{process.pid}/fd").iterdir()]
-            if any(text in part for part in [*process.cmdline(), *files]):
-                found.append(process)
-    return found
-
-
-def ray_sessions() -> set[Path]:
-    return set(Path("/tmp").glob(f"{PREFIX}*"))
 
 
 @pytest.fixture
@@ -139,7 +88,7 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(
         (("eval", EXAMPLES / "cartpole", "-b", "CartPole-v1"), "PROVIDER/NAME"),
         (("submit", "nowhere.json"), "cannot be read"),
         (("consume", "eval_results"), "eval_result"),
-        (("up", "--database-url", "mysql://x"), "ORCHESTRATOR_DATABASE_URL"),
+        (("up", "--database-url", "mysql://x"), "--database-url: expected postgresql://"),
     ],
 )
 def test_wrong_usage_ends_with_2_and_one_line_that_helps(
@@ -150,7 +99,7 @@ def test_wrong_usage_ends_with_2_and_one_line_that_helps(
     done = orchestrator(*arguments, *more)
 
     assert done.returncode == 2, done.stderr
-    assert words.removeprefix("ORCHESTRATOR_").lower() in done.stderr.lower()
+    assert words.lower() in done.stderr.lower()
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
 
@@ -186,8 +135,11 @@ def test_a_live_control_plane_serves_every_command_and_survives_the_end_of_every
     with control_plane(data_dir, log) as command:
         check_a_policy_server_by_its_address(data_dir)
         check_a_submission_that_fails(data_dir, scratch)
+        check_a_server_that_it_brings(data_dir, scratch)
         assert orchestrator("submit", "-", "--data-dir", data_dir, stdin=job).stdout == "77\n"
         wait_until((gated.gate / "reached").exists, "the policy at its gate")
+        status = json.loads(orchestrator("status", "77", "--json", "--data-dir", data_dir).stdout)
+        assert (status["status"], status["episodes"]["planned"]) == ("RUNNING", 10)
 
         kill_everything(command, data_dir)
         gated.open()
@@ -244,6 +196,18 @@ def check_a_submission_that_fails(data_dir: Path, scratch: Path) -> None:
     assert "no weights" in done.stdout
 
 
+def check_a_server_that_it_brings(data_dir: Path, scratch: Path) -> None:
+    directory = scratch / "own_server"
+    shutil.copytree(EXAMPLES / "cartpole_server", directory)
+    (directory / "link").symlink_to("main.py")
+    done = orchestrator(
+        "eval", directory, "-b", "gymnasium/CartPole-v1", "--episodes", "2", "--data-dir", data_dir
+    )
+    assert done.returncode == 0, done.stderr
+    assert "100.0 %" in done.stdout
+    assert f"left out of the archive: {directory / 'link'}, a symbolic link" in done.stderr
+
+
 def messages(data_dir: Path, queue: str, job_id: int, *, final: bool = False) -> list[dict[str, Any]]:
     """What a validator would consume now, of one job."""
     done = orchestrator("consume", queue, "--data-dir", data_dir)
@@ -253,17 +217,22 @@ def messages(data_dir: Path, queue: str, job_id: int, *, final: bool = False) ->
     return [one for one in found if one["job_id"] == job_id and (not final or one["status"] in ends)]
 
 
-def kill_everything(command: subprocess.Popen[bytes], data_dir: Path) -> None:
-    """SIGKILL to all at once: the command, Ray, Postgres with its guardian, shims and submissions."""
-    state = ServerFiles(data_dir).read_state()
-    assert state is not None
-    sessions = [path for path in ray_sessions() if processes_naming(f"{path}/")]
-    victims = {process.pid for session in sessions for process in processes_naming(f"{session}/")}
-    victims |= {process.pid for process in processes_naming(str(data_dir))} | {command.pid, state.pid}
-    for pid in victims:
-        with suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    command.wait(30)
-    wait_until(lambda: not processes_naming(str(data_dir)), "the end of everything", seconds=30)
-    for session in sessions:
-        subprocess.run(["rm", "-rf", str(session)], check=True)
+def test_an_eval_that_was_killed_with_everything_is_cancelled_by_the_next_one(
+    data_dir: Path, scratch: Path, gated: GatedSubmission, nothing_left: None
+) -> None:
+    benchmark = ("-b", "gymnasium/CartPole-v1", "--episodes", "9", "--data-dir", data_dir)
+    variables = {"ORCHESTRATOR_LEASE_SECONDS": "9"}  # the next eval waits for the end of the dead one's
+    command = start("eval", gated.directory, *benchmark, log=scratch / "log", **variables)
+    wait_until((gated.gate / "reached").exists, "the policy at its gate")
+    plays = len(gated.played())
+    kill_everything(command, data_dir)
+
+    done = orchestrator("eval", EXAMPLES / "cartpole", *benchmark, **variables)
+
+    assert done.returncode == 0, done.stderr
+    assert "the eval that asked for it was killed" in done.stderr
+    jobs = json.loads(orchestrator("jobs", "--json", "--data-dir", data_dir).stdout)["jobs"]
+    assert [(job["status"], job["detail"]) for job in jobs[1:]] == [("CANCELLED", "its client has gone away")]
+    assert jobs[0]["status"] == "COMPLETED"
+    assert len(gated.played()) == plays  # it was not taken up again
+    assert not list((data_dir / "artifacts").glob("*"))

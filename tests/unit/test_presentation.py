@@ -108,6 +108,16 @@ def test_a_result_without_details_still_shows() -> None:
     assert "the message did not validate" in text
 
 
+def test_a_log_is_shown_only_where_it_tells_more_than_the_error() -> None:
+    refused = "the archive was refused: it holds a link"
+
+    nothing_more = shown([result(JobStatus.FAILED, error=refused, logs=f"{refused}\n")])
+    more = shown([result(JobStatus.FAILED, error=refused, logs=f"{refused}\nout of tokens\n")])
+
+    assert "log" not in nothing_more
+    assert "out of tokens" in more
+
+
 def test_text_of_a_submission_cannot_drive_the_terminal() -> None:
     hostile = result(
         JobStatus.FAILED, error="\x1b]0;owned\x07", logs="\x1b[2J\rgone", benchmark_name="\x1b[31mMT10"

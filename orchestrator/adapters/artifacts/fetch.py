@@ -56,6 +56,30 @@ class FetchLimits:
     ca_file: str | None = None
 
 
+def check_reference(job: EvalJobMessage, limits: FetchLimits) -> httpx.URL:
+    """The URL of the job's archive, if it may be fetched at all: nothing is looked up or dialled.
+
+    Raises:
+        SubmissionError: there is none, it is malformed, has expired, or has a scheme that is not allowed.
+    """
+    if job.artifact_url is None:
+        raise SubmissionError("the job names no archive: artifact_url is missing")
+    if job.artifact_expires_at is not None and job.artifact_expires_at <= datetime.now(UTC):
+        at = job.artifact_expires_at.astimezone(UTC)
+        raise SubmissionError(
+            f"the archive's URL expired at {at:%Y-%m-%d %H:%M:%S} UTC (artifact_expires_at): "
+            "submit a job with a fresh one"
+        )
+    url = parse_url(job.artifact_url)
+    if url.scheme not in limits.schemes:
+        allowed = ", ".join(limits.schemes)
+        hint = ", and files only for jobs of the local command line" if url.scheme == "file" else ""
+        raise SubmissionError(
+            f"archives may not be fetched by {url.scheme[:20]}: allowed are {allowed}{hint}"
+        )
+    return url
+
+
 async def fetch_archive(job: EvalJobMessage, target: Path, limits: FetchLimits) -> str:
     """Write the job's archive to `target`; its sha256 as hex. After an error nothing new is at `target`.
 
@@ -68,10 +92,7 @@ async def fetch_archive(job: EvalJobMessage, target: Path, limits: FetchLimits) 
             or `ca_file` cannot be read: another try would not help.
         InfrastructureError: the server could not be reached or failed, or our disk did: worth another try.
     """
-    if job.artifact_url is None:
-        raise SubmissionError("the job names no archive: `artifact_url` is missing")
-    if job.artifact_expires_at is not None and job.artifact_expires_at <= datetime.now(UTC):
-        raise SubmissionError(f"the archive's URL expired at {job.artifact_expires_at:%Y-%m-%d %H:%M:%S} UTC")
+    url = check_reference(job, limits)
     # A file of its own: a thread that a stalled server keeps can never write into the archive of a later try.
     temporary = target.with_name(f".{target.name}.{uuid4().hex}")
     try:
@@ -79,7 +100,7 @@ async def fetch_archive(job: EvalJobMessage, target: Path, limits: FetchLimits) 
             received = _Received(file, limits)
             try:
                 async with asyncio.timeout(limits.timeout_seconds):
-                    await _fetch(job.artifact_url, received, limits)
+                    await _fetch(url, job.artifact_url or "", received, limits)
             except TimeoutError:
                 raise _too_slow(limits) from None
         _check(job, received)
@@ -130,20 +151,17 @@ def _check(job: EvalJobMessage, received: _Received) -> None:
     size, digest = received.size_bytes, received.sha256
     if job.artifact_size_bytes is not None and size != job.artifact_size_bytes:
         raise SubmissionError(
-            f"the archive has {size} bytes, the job says {job.artifact_size_bytes}: upload it again"
+            f"the archive has {size} bytes, the job says {job.artifact_size_bytes}: "
+            "upload it again, or correct artifact_size_bytes"
         )
     if job.artifact_sha256 is not None and digest != job.artifact_sha256.lower():
         raise SubmissionError(
-            f"the archive's sha256 is {digest}, the job says {job.artifact_sha256.lower()}: upload it again"
+            f"the archive's sha256 is {digest}, the job says {job.artifact_sha256.lower()}: "
+            "upload it again, or correct artifact_sha256"
         )
 
 
-async def _fetch(text: str, received: _Received, limits: FetchLimits) -> None:
-    url = parse_url(text)
-    if url.scheme not in limits.schemes:
-        raise SubmissionError(
-            f"archives may not be fetched by {url.scheme[:20]}: allowed are {', '.join(limits.schemes)}"
-        )
+async def _fetch(url: httpx.URL, text: str, received: _Received, limits: FetchLimits) -> None:
     if url.scheme in DEFAULT_PORTS:
         await _download(url, received, limits)
     elif url.scheme == "file":
@@ -228,7 +246,7 @@ async def _get_from(address: str, url: httpx.URL, context: ssl.SSLContext, recei
         async with aclosing(response):
             if response.status_code in REDIRECTS:
                 return _location(response)
-            _check_status(response.status_code)
+            _check_status(response.status_code, url)
             received.announce(int(response.headers.get("content-length", 0)))
             async for chunk in response.aiter_raw(CHUNK_BYTES):
                 await asyncio.to_thread(received.write, chunk)
@@ -242,11 +260,16 @@ def _location(response: httpx.Response) -> str:
     return str(location)
 
 
-def _check_status(status: int) -> None:
+def _check_status(status: int, url: httpx.URL) -> None:
     if status == 200:
         return
-    if status in (401, 403, 404, 410):
-        raise SubmissionError(f"the archive's server answered {status}: expired or not there?")
+    if status in (401, 403):
+        raise SubmissionError(
+            f"the archive's server answered {status}: {shown(url)} may not be read, or no longer; "
+            "submit a job with a fresh URL"
+        )
+    if status in (404, 410):
+        raise SubmissionError(f"the archive's server answered {status}: there is nothing at {shown(url)}")
     if status >= 500 or status in WORTH_ANOTHER_TRY:
         raise InfrastructureError(f"the archive's server answered {status}")
     raise SubmissionError(f"the archive's server answered {status}, and not with the archive")

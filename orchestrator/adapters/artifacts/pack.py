@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO
 from uuid import uuid4
 
+from orchestrator.adapters.artifacts.contents import Contents, survey, unreadable
 from orchestrator.domain.errors import InfrastructureError, UsageError
 
-LEFT_OUT = frozenset({"__pycache__", ".git", ".venv", "venv", ".mypy_cache", ".pytest_cache", ".ruff_cache"})
-LEFT_OUT_SUFFIXES = (".pyc", ".pyo")
-ENTRY_POINT = "agent.py"
+_GZIP_HEADER = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\xff"  # no name, no time, no system
+_BLOCK_BYTES = 0xFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,28 +31,44 @@ class PackedArchive:
 def pack_directory(source: Path, store: Path) -> PackedArchive:
     """A `.tar.gz` of `source` in the directory `store`, named by its sha256; written anew only if need be.
 
-    Of the files their names, their content and whether they may be executed is kept; caches, `.git` and
-    virtual environments are left out, and so are empty directories.
+    One that is there already looks new afterwards: its age says how long nobody has asked for it.
+
+    Of the files their names, their content and whether they may be executed is kept; `survey` says what is
+    left out.
 
     Raises:
-        UsageError: `source` has no agent.py, or holds something that cannot be packed or read; the text names
-            it.
+        UsageError: `source` is no submission, or cannot be packed or read; the text says what.
         InfrastructureError: the archive cannot be stored.
     """
-    if not (source / ENTRY_POINT).is_file():
-        raise UsageError(f"{source} is no submission: it has no {ENTRY_POINT}")
+    # All of it is looked through first: a directory that cannot be packed leaves nothing behind.
+    contents = survey(source)
     if store.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"{source} holds the data directory, too: keep it outside of the submission")
-    # All of it is looked through first: a directory with a link in it leaves nothing behind.
-    files = sorted(_files(source), key=lambda path: path.relative_to(source).as_posix())
     try:
         store.mkdir(parents=True, exist_ok=True)
-        return _pack_into(store, source, files)
+        return _pack_into(store, contents)
     except OSError as error:
         reason = error.strerror or error
         raise InfrastructureError(
             f"the archive of {source} cannot be written to {store}: {reason}"
         ) from error
+
+
+def write_archive(contents: Contents, target: Path) -> PackedArchive:
+    """The archive at `target`, which is replaced at one stroke if it is there.
+
+    Raises:
+        UsageError: a file cannot be read, or the archive cannot be written.
+    """
+    temporary = target.with_name(f".{target.name}.{uuid4().hex}")
+    try:
+        packed = _write(contents, temporary)
+        temporary.replace(target)
+    except OSError as error:
+        raise UsageError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+    return replace(packed, path=target)
 
 
 def existing_archive(path: Path) -> PackedArchive:
@@ -70,31 +84,71 @@ def existing_archive(path: Path) -> PackedArchive:
             raise UsageError(f"{path} is no archive: neither a .tar.gz nor a .tar nor a .zip")
         return _measured(path.absolute())
     except OSError as error:
-        raise _unreadable(error, path) from error
+        raise unreadable(error, path) from error
 
 
-def _pack_into(store: Path, source: Path, files: list[Path]) -> PackedArchive:
+def _pack_into(store: Path, contents: Contents) -> PackedArchive:
     temporary = store / f".{uuid4().hex}"
     try:
-        with temporary.open("xb") as file:
-            _write_archive(file, source, files)
-        packed = _measured(temporary)
+        packed = _write(contents, temporary)
         target = store / f"{packed.sha256}.tar.gz"
-        if not target.exists():
+        if target.exists():
+            os.utime(target)
+        else:
             temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
     return replace(packed, path=target)
 
 
-def _write_archive(file: BinaryIO, source: Path, files: list[Path]) -> None:
-    # No time and no name in the gzip header, no owners and times in the tar: they would change the digest.
-    with (
-        gzip.GzipFile(fileobj=file, mode="wb", mtime=0, filename="") as zipped,
-        tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive,
-    ):
-        for path in files:
-            _add(archive, path, path.relative_to(source).as_posix())
+def _write(contents: Contents, path: Path) -> PackedArchive:
+    with path.open("xb") as file:
+        zipped = _StoredGzip(file)
+        # No owners and no times: they would change the digest.
+        with tarfile.open(fileobj=zipped, mode="w", format=tarfile.PAX_FORMAT) as archive:  # type: ignore[call-overload]
+            for name, source in contents.files.items():
+                _add(archive, source, name)
+        zipped.finish()
+    return _measured(path)
+
+
+class _StoredGzip:
+    """Writes gzip without compression (RFC 1951, 3.2.4; RFC 1952).
+
+    What a compressor makes of the same bytes depends on the library and its version. Stored blocks are the
+    same everywhere, and weights and wheels would hardly shrink.
+    """
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._pending = bytearray()
+        self._size = 0
+        self._checksum = 0
+        file.write(_GZIP_HEADER)
+
+    def tell(self) -> int:
+        return self._size
+
+    def write(self, data: bytes) -> int:
+        self._size += len(data)
+        self._checksum = zlib.crc32(data, self._checksum)
+        self._pending += data
+        whole = len(self._pending) - len(self._pending) % _BLOCK_BYTES
+        for start in range(0, whole, _BLOCK_BYTES):
+            self._write_block(self._pending[start : start + _BLOCK_BYTES], last=False)
+        del self._pending[:whole]
+        return len(data)
+
+    def finish(self) -> None:
+        """Write what is left, the checksum and the size; the file stays open."""
+        self._write_block(self._pending, last=True)
+        self._file.write(self._checksum.to_bytes(4, "little"))
+        self._file.write((self._size & 0xFFFFFFFF).to_bytes(4, "little"))
+
+    def _write_block(self, block: bytes | bytearray, *, last: bool) -> None:
+        size = len(block)
+        self._file.write(bytes([last]) + size.to_bytes(2, "little") + (size ^ 0xFFFF).to_bytes(2, "little"))
+        self._file.write(block)
 
 
 def _add(archive: tarfile.TarFile, path: Path, name: str) -> None:
@@ -111,38 +165,7 @@ def _opened(path: Path) -> BinaryIO:
         # O_NOFOLLOW, O_NONBLOCK: it may have become a link or a pipe since it was looked at.
         return os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb")
     except OSError as error:
-        raise _unreadable(error, path) from error
-
-
-def _files(source: Path) -> Iterator[Path]:
-    def refuse_directory(error: OSError) -> NoReturn:
-        raise _unreadable(error, Path(error.filename or source)) from error
-
-    # Without `onerror` a directory that cannot be listed would be left out in silence.
-    for directory, names, files in os.walk(source, onerror=refuse_directory):
-        names[:] = [name for name in names if name not in LEFT_OUT]
-        for name in names:  # links to directories are among them, and are not followed
-            _check_entry(Path(directory, name))
-        for name in files:  # links that lead nowhere are among these; and in worktrees .git is a file
-            if name not in LEFT_OUT and not name.endswith(LEFT_OUT_SUFFIXES):
-                path = Path(directory, name)
-                _check_entry(path)
-                if not path.is_file():
-                    raise UsageError(f"{path} is no plain file: devices, pipes and sockets cannot be packed")
-                yield path
-
-
-def _check_entry(path: Path) -> None:
-    if path.is_symlink():
-        raise UsageError(f"{path} is a symbolic link, which cannot be packed: put a copy in its place")
-    if not path.name.isprintable() or "\\" in path.name:
-        raise UsageError(
-            f"{str(path)!r} cannot be packed: its name has a backslash, a control character or is not UTF-8"
-        )
-
-
-def _unreadable(error: OSError, path: Path) -> UsageError:
-    return UsageError(f"{path} cannot be read: {error.strerror or error}")
+        raise unreadable(error, path) from error
 
 
 def _is_tar(path: Path) -> bool:

@@ -50,6 +50,8 @@ def parse_url(text: str, base: httpx.URL | None = None) -> httpx.URL:
     if url.port is not None and not 0 < url.port < 2**16:
         raise malformed("its port is no number from 1 to 65535")
     host = url.raw_host.decode("ascii").rstrip(".")
+    if "%" in host and ":" not in host:  # the parser escapes what can stand in no name
+        raise malformed("its host is no name that DNS knows")
     return url.copy_with(host=host) if host != url.raw_host.decode("ascii") else url
 
 
@@ -131,7 +133,7 @@ async def resolve(url: httpx.URL, *, allow_private: bool) -> list[str]:
     except UnicodeError:
         raise malformed("its host is no name that DNS knows") from None
     except OSError as error:
-        raise InfrastructureError(f"the archive's host {host} is not known") from error
+        raise InfrastructureError(f"the archive's host {host} is not known to DNS") from error
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     for address in addresses:
         check_address(address, host, allow_private=allow_private)
@@ -149,7 +151,9 @@ def check_address(address: str, host: str, *, allow_private: bool = False) -> No
             read our DNS.
     """
     if not _may_be_dialled(_reached(address), allow_private):
-        raise SubmissionError(f"the archive's host {host} has an address that is not public")
+        raise SubmissionError(
+            f"the archive's host {host} has an address that is not public, and no other is dialled"
+        )
 
 
 def _reached(address: str) -> IPAddress:

@@ -14,6 +14,7 @@ from orchestrator.adapters.benchmarks.provider_config import (
     DEFAULT_EPISODES_PER_TASK,
     read_job_config,
     read_option,
+    shown,
 )
 from orchestrator.adapters.benchmarks.spaces import describe, to_wire
 from orchestrator.adapters.benchmarks.versions import versions_of
@@ -21,6 +22,7 @@ from orchestrator.domain.errors import UsageError
 from orchestrator.ports import EpisodeSummary, Observation, StepResult
 
 _OWN_PREFIX = "gymnasium."
+_OPTIONS = ("make_kwargs",)  # what is read of a job's config besides what all benchmarks share
 # Arguments of `gymnasium.make` itself: they would collide with ours, or load wrappers.
 _RESERVED_KWARGS = {"id", "max_episode_steps", "disable_env_checker"}
 
@@ -177,7 +179,7 @@ class GymnasiumProvider:
                 without any rule of success while the score is the success rate.
         """
         self._check_name(benchmark_name)
-        job_config = read_job_config(config)
+        job_config = read_job_config(config, options=_OPTIONS)
         recipe = _Recipe(benchmark_name, _make_kwargs(config, spec), job_config.max_episode_steps)
         _check_recipe(recipe)
         benchmark = GymnasiumBenchmark(
@@ -226,7 +228,8 @@ def _check_recipe(recipe: _Recipe) -> None:
         env = recipe.make()
     except Exception as error:  # a constructor with a job's arguments may raise anything
         raise UsageError(
-            f"{recipe.env_id} cannot be made with {dict(recipe.kwargs)}: {type(error).__name__}: {error}"
+            f"{recipe.env_id} cannot be made with {shown(dict(recipe.kwargs))}: "
+            f"{type(error).__name__}: {str(error)[:500]}"
         ) from error
     try:
         describe(env.observation_space)

@@ -35,6 +35,7 @@ from orchestrator.ports import EpisodeSummary, Observation, StepResult
 DEFAULT_TASK_SEED = 42
 _MAX_TASK_SEED = 2**32 - 2  # NumPy's legacy seed has 32 bits, and test tasks use task_seed + 1
 
+_OPTIONS = ("task", "task_seed", "terminate_on_success")  # read of a job's config besides what all share
 _MULTI_TASK = ("MT10", "MT25", "MT50")
 _META_LEARNING = ("ML10", "ML25", "ML45")
 _ONE_TASK = ("MT1", "ML1")
@@ -171,8 +172,8 @@ class MetaWorldProvider:
             UsageError: Meta-World is not installed, unknown benchmark or task, or unusable config.
         """
         metaworld = _metaworld()
+        job_config = read_job_config(config, options=_OPTIONS)
         task_ids = self._task_ids(benchmark_name, config)
-        job_config = read_job_config(config)
         task_seed = read_option(config, "task_seed", int, DEFAULT_TASK_SEED, "an integer")
         if not 0 <= task_seed <= _MAX_TASK_SEED:
             raise UsageError(f"config.task_seed must be in 0..{_MAX_TASK_SEED}, got {task_seed}")

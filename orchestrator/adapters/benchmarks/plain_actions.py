@@ -17,6 +17,8 @@ from orchestrator.domain.errors import OrchestratorError, UsageError
 AnySpace = spaces.Space[Any]
 AnyArray = npt.NDArray[Any]
 
+MAX_NUMBERS = 2**22
+
 
 class InvalidAction(OrchestratorError):
     """A policy's reply that is no action of the space: misshapen, of a wrong type, or out of its range."""
@@ -64,7 +66,7 @@ def leaf_action(space: AnySpace, value: Any, name: str, *, clip: bool = True) ->
 def _numbers(space: AnySpace, value: Any, name: str) -> AnyArray:
     """The reply as a finite array of numbers of the space's shape, in its own dtype."""
     try:
-        array = np.asarray(value)
+        array = number_array(value)
     except (ValueError, TypeError, OverflowError) as error:
         raise InvalidAction(f"{where(name)}expected {_expected(space)}, got no array: {error}") from None
     kinds = "iuf" if isinstance(space, spaces.Box) else "biuf"
@@ -76,6 +78,29 @@ def _numbers(space: AnySpace, value: Any, name: str) -> AnyArray:
         shown = _shown(bad, index, array[index], "not finite")
         raise NonFiniteAction(f"{where(name)}{shown} is not finite")
     return array
+
+
+def number_array(value: Any) -> AnyArray:
+    """The reply, or a part of it, as an array.
+
+    Raises:
+        ValueError, TypeError, OverflowError: it is ragged, holds too many numbers, or something else.
+    """
+    count = _count_numbers(value)
+    if count > MAX_NUMBERS:
+        raise ValueError(f"{count} numbers, above the limit of {MAX_NUMBERS}")
+    return np.asarray(value)
+
+
+def _count_numbers(value: Any) -> int:
+    if isinstance(value, np.ndarray | np.generic):
+        return value.size
+    if isinstance(value, list | tuple):
+        return sum(map(_count_numbers, value))
+    if value is None or isinstance(value, bool | int | float):
+        return 1
+    # numpy would give every text of a list the room of the longest one: gigabytes for a small reply.
+    raise TypeError(f"it holds a {type(value).__name__}")
 
 
 def _box_action(space: spaces.Box, array: AnyArray, name: str, clip: bool) -> CheckedAction:
@@ -90,7 +115,8 @@ def _box_action(space: spaces.Box, array: AnyArray, name: str, clip: bool) -> Ch
     if clipped and not clip:
         raise InvalidAction(f"{where(name)}{_out_of_bounds(space, array, outside)}")
     if clipped:
-        action = np.clip(action, space.low, space.high)
+        # Without dimensions, numpy gives a number back for the array.
+        action = np.asarray(np.clip(action, space.low, space.high), dtype=action.dtype)
     action = action.astype(space.dtype, copy=False)
     if space.dtype.kind == "f" and not np.isfinite(action).all():
         raise NonFiniteAction(f"{where(name)}numbers too large for {space.dtype}")
@@ -150,9 +176,9 @@ def seen(value: Any) -> str:
     if value is None or isinstance(value, str | bytes | Mapping):
         return "None" if value is None else f"a {type(value).__name__} of length {len(value)}"
     try:
-        array = np.asarray(value)
+        array = value if isinstance(value, np.ndarray) else number_array(value)
     except (ValueError, TypeError, OverflowError):
-        return f"a ragged {type(value).__name__}"
+        return f"a {type(value).__name__} that is no array of numbers"
     if array.shape == () and array.dtype.kind in "biuf":
         return f"{array.item()!r} ({array.dtype})"
     return f"shape {array.shape} {array.dtype}"

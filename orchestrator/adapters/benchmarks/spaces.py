@@ -21,6 +21,7 @@ from orchestrator.adapters.benchmarks.plain_actions import (
     NonFiniteAction,
     UnsupportedSpace,
     leaf_action,
+    number_array,
     seen,
     where,
 )
@@ -39,6 +40,7 @@ __all__ = [
 ]
 
 PLAIN_KEY = "observation"
+MAX_CHUNK_ACTIONS = 10_000
 AnyArray = npt.NDArray[Any]
 
 # Bounds longer than this are described by their extremes: env_specs travel in every result.
@@ -97,13 +99,14 @@ def split_chunk(space: AnySpace, actions: Any) -> list[Any]:
     Dict. The rows are not checked: `from_wire` does that.
 
     Raises:
-        InvalidAction: the chunk is empty, its parts disagree on the length, or parts are missing or unknown.
+        InvalidAction: the chunk is empty or longer than `MAX_CHUNK_ACTIONS`, its parts disagree on the
+            length, or parts are missing or unknown.
     """
     if not _children(space):
         rows = _rows(space, actions)
         return [actions] if rows is None else _not_empty(rows)
     if isinstance(space, spaces.Dict) and isinstance(actions, list | tuple):
-        return _not_empty(list(actions))
+        return _not_empty(_listed(actions))
     parts = {name: _rows(leaf, value) for name, leaf, value in _parts(space, actions, "")}
     lengths = {name: None if rows is None else len(rows) for name, rows in parts.items()}
     if set(lengths.values()) == {None}:
@@ -235,13 +238,13 @@ def _keyed(space: AnySpace, reply: Any, prefix: str) -> dict[str, Any]:
         raise InvalidAction(f"{where(prefix)}expected a dict with {names}, got {seen(reply)}")
     keyed: dict[str, Any] = {}
     for key, value in reply.items():
-        name = _owner(names, str(key))
+        name = _owner(names, key) if isinstance(key, str) else None
         if name is None:
-            raise InvalidAction(f"{where(prefix)}unknown part {str(key)[:80]!r}; the space has {names}")
-        if name == str(key):
+            raise InvalidAction(f"{where(prefix)}unknown part {key[:80]!r}; the space has {names}")
+        if name == key:
             keyed[name] = value
         elif isinstance(keyed.setdefault(name, {}), dict):
-            keyed[name][str(key)[len(name) + 1 :]] = value
+            keyed[name][key[len(name) + 1 :]] = value
     missing = [name for name in names if name not in keyed]
     if missing:
         raise InvalidAction(f"{where(prefix)}missing parts {missing}")
@@ -268,12 +271,19 @@ def _assembled(space: AnySpace, leaf_actions: Mapping[str, Any], prefix: str) ->
 def _rows(leaf: AnySpace, value: Any) -> list[Any] | None:
     """The rows of a value that has one dimension more than the leaf; None for any other."""
     if isinstance(leaf, spaces.Text):
-        return list(value) if isinstance(value, list | tuple) else None
+        return _listed(value) if isinstance(value, list | tuple) else None
     try:
-        array = np.asarray(value)
+        array = number_array(value)
     except (ValueError, TypeError, OverflowError):
         return None  # ragged or no numbers: `from_wire` says so
-    return list(array) if array.ndim == len(leaf.shape or ()) + 1 else None
+    return _listed(array) if array.ndim == len(leaf.shape or ()) + 1 else None
+
+
+def _listed(chunk: AnyArray | list[Any] | tuple[Any, ...]) -> list[Any]:
+    # Each row becomes an object of its own, and an array of no bytes can have 2**40 of them.
+    if len(chunk) > MAX_CHUNK_ACTIONS:
+        raise InvalidAction(f"a chunk of {len(chunk)} actions, above the limit of {MAX_CHUNK_ACTIONS}")
+    return list(chunk)
 
 
 def _not_empty(rows: list[Any]) -> list[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,12 +28,15 @@ LONGEST_PAUSE_SECONDS = 0.5
 REQUEST_SECONDS = 10.0
 CHUNK_BYTES = 256 * 1024
 
+# The host itself ends a preparation that takes too long, and says more of it.
+PREPARATION_GRACE_SECONDS = 15.0
+
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
-    """How the host says that it stands; `where` in its code a submission that loads stands, if it is told."""
+    """How the host says that it stands; `where` the submission stands until it serves, if it is told."""
 
     state: HostState
     where: str = ""
@@ -51,9 +54,19 @@ class SubmissionHostClient(HostClient):
     endpoint: Endpoint
     session_key: bytes = field(repr=False)
     grace_seconds: float = 5.0
+    environment_timeout_seconds: float = 600.0
 
-    async def push_archive(self, archive: Path, sha256: str, timeout_seconds: float) -> None:
+    async def push_archive(
+        self,
+        archive: Path,
+        sha256: str,
+        timeout_seconds: float,
+        tell: Callable[[str], Awaitable[None]] | None = None,
+    ) -> None:
         """Returns when the policy answers; pushing again to a host that has the archive only waits.
+
+        While the host makes the submission's environment, `timeout_seconds` stands still, and `tell` hears
+        what goes on, and "" when that is done.
 
         Raises:
             SubmissionError: the archive was refused, or the policy did not load (with its traceback), also
@@ -62,18 +75,19 @@ class SubmissionHostClient(HostClient):
                 then it is the submission that answers.
             InfrastructureError: likewise before that, or it was late before that.
         """
-        deadline = time.monotonic() + timeout_seconds
+        start_up = _StartUp(timeout_seconds, self.environment_timeout_seconds)
         pause = FIRST_PAUSE_SECONDS
         answered_at = time.monotonic()
         last = _Answer(HostState.WAITING)
+        told = ""
         held = False
         while True:
             try:
-                step = partial(self._advance, archive, sha256, held, deadline)
+                step = partial(self._advance, archive, sha256, held, start_up.deadline)
                 last = await _in_thread(step)
                 answered_at = time.monotonic()
             except ConnectionLost as error:
-                if time.monotonic() >= min(deadline, answered_at + self.grace_seconds):
+                if time.monotonic() >= min(start_up.deadline, answered_at + self.grace_seconds):
                     raise _loss(held, str(error)) from error
             except TimeoutError:
                 answered_at = time.monotonic()
@@ -81,10 +95,15 @@ class SubmissionHostClient(HostClient):
                 raise _loss(held, str(error)) from error
             if last.state is HostState.SERVING:
                 return
-            held = held or last.state is HostState.LOADING
-            if time.monotonic() >= deadline:
-                raise _lateness(held, timeout_seconds, last.where)
-            await asyncio.sleep(min(pause, max(deadline - time.monotonic(), 0)))
+            held = held or last.state in (HostState.PREPARING, HostState.LOADING)
+            start_up.note(last.state)
+            doing = last.where if last.state is HostState.PREPARING else ""
+            if tell is not None and doing != told:
+                await tell(told := doing)
+                start_up.note(last.state)  # again: that this took its time is no fault of the submission
+            if time.monotonic() >= start_up.deadline:
+                raise _lateness(held, start_up.allowed_seconds, last.where)
+            await asyncio.sleep(min(pause, max(start_up.deadline - time.monotonic(), 0)))
             pause = min(pause * 1.5, LONGEST_PAUSE_SECONDS)
 
     def _advance(self, archive: Path, sha256: str, held: bool, deadline: float, call: _Call) -> _Answer:
@@ -104,6 +123,27 @@ class SubmissionHostClient(HostClient):
         return _read(receive_message(stream, deadline))
 
 
+class _StartUp:
+    """The time that a submission has; it stands still while its environment is made, which has its own."""
+
+    def __init__(self, seconds: float, environment_seconds: float) -> None:
+        self.allowed_seconds = seconds
+        self.deadline = time.monotonic() + seconds
+        self._environment_seconds = environment_seconds
+        self._left_seconds: float | None = None
+        self._prepared_by = 0.0
+
+    def note(self, state: HostState) -> None:
+        """The host has just said that it is in this state."""
+        if state is not HostState.PREPARING:
+            return
+        now = time.monotonic()
+        if self._left_seconds is None:
+            self._left_seconds = max(self.deadline - now, 0.0)
+            self._prepared_by = now + self._environment_seconds + PREPARATION_GRACE_SECONDS
+        self.deadline = min(now + self._left_seconds, self._prepared_by)
+
+
 def _loss(held: bool, reason: str) -> InfrastructureError:
     return (
         SubmissionSilent(reason) if held else InfrastructureError(f"the submission host was lost: {reason}")
@@ -114,7 +154,7 @@ def _lateness(held: bool, timeout_seconds: float, where: str) -> SubmissionError
     if not held:
         return InfrastructureError("the submission host did not take the archive in time")
     stands = f"; it stands at:\n{where}" if where else ""
-    return SubmissionError(f"the submission did not load within {timeout_seconds:g} s{stands}")
+    return SubmissionError(f"the submission did not load within {timeout_seconds:.3g} s{stands}")
 
 
 def _ask(stream: ByteStream, request: dict[str, Any], deadline: float) -> dict[str, Any]:
@@ -128,7 +168,8 @@ def _read(answer: dict[str, Any]) -> _Answer:
     except ValueError:
         raise WireError(f"an unknown state {str(answer.get('state'))[:32]!r}") from None
     if state is HostState.FAILED:
-        raise SubmissionError(str(answer.get("error") or "the submission did not load"))
+        reason = str(answer.get("error") or "the submission did not load")
+        raise InfrastructureError(reason) if answer.get("ours") is True else SubmissionError(reason)
     if answer.get("ok") is not True:
         raise WireError(f"it refused: {answer.get('error')}")
     return _Answer(state, str(answer.get("where") or ""))

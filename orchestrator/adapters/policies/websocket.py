@@ -77,7 +77,12 @@ class WebSocketConnector(PolicyConnector):
             _ask_for_policy(stream, deadline)
         websocket = open_websocket(stream, self.host, self.port, self.path, self.max_message_bytes, deadline)
         limits = WireLimits(frame_bytes=self.max_message_bytes)
-        return WebSocketConnection(websocket, _unpack_reply(websocket.receive(deadline), limits), limits)
+        try:
+            metadata = _unpack_reply(websocket.receive(deadline), limits)
+        except BaseException:
+            websocket.close()
+            raise
+        return WebSocketConnection(websocket, metadata, limits)
 
 
 def _ask_for_policy(stream: ByteStream, deadline: float) -> None:
@@ -96,6 +101,11 @@ def _unpack_reply(message: bytes | bytearray | str, limits: WireLimits) -> dict[
     return reply
 
 
+def _is(value: Any, expected: str | int) -> bool:
+    """Equal and of the same type: an array would compare element by element, and True with 1."""
+    return type(value) is type(expected) and bool(value == expected)
+
+
 class WebSocketConnection(PolicyConnection):
     """One open connection. Made by `WebSocketConnector.connect`; not for use by several threads."""
 
@@ -104,7 +114,7 @@ class WebSocketConnection(PolicyConnection):
         self._metadata = metadata
         self._limits = limits
         announced = metadata.get("extensions")
-        extensions = announced if isinstance(announced, list) else []
+        extensions = [each for each in announced if type(each) is str] if isinstance(announced, list) else []
         self._resets = "reset" in extensions
         self._numbers = "sequence" in extensions
         self._sequence = 0
@@ -124,7 +134,7 @@ class WebSocketConnection(PolicyConnection):
         self._sequence += 1
         request = {CONTROL_KEY: "reset", "episode": episode, "seed": seed, "sequence": self._sequence}
         reply = self._exchange(packb(request), timeout_seconds)
-        if reply.get(CONTROL_KEY) != "reset" or reply.get("sequence") != self._sequence:
+        if not (_is(reply.get(CONTROL_KEY), "reset") and _is(reply.get("sequence"), self._sequence)):
             raise self._violation(f"the reply to the reset is not one, or not to request {self._sequence}")
 
     def act(self, observation: Observation, timeout_seconds: float) -> Any:
@@ -133,7 +143,7 @@ class WebSocketConnection(PolicyConnection):
             observation = {**observation, SEQUENCE_KEY: self._sequence}
         # A TypeError from here is the caller's: nothing was sent, the connection stays whole.
         reply = self._exchange(packb(observation), timeout_seconds)
-        if self._numbers and reply.get(SEQUENCE_KEY) != self._sequence:
+        if self._numbers and not _is(reply.get(SEQUENCE_KEY), self._sequence):
             number = reply.get(SEQUENCE_KEY)
             came = f"request {number}" if type(number) is int else "none"
             raise self._violation(f"a reply to {came} came for request {self._sequence}")

@@ -65,7 +65,7 @@ def stop_leftovers(pgdata: Path) -> None:
     """End what a killed guardian or postmaster left running on this data, and remove its stale pid file."""
     postmaster = postmaster_file(pgdata)[:1]
     for how, seconds in STOP_STEPS:
-        left = _processes_in(pgdata)
+        left = server_processes(pgdata)
         # Only a postmaster understands a fast stop; a session takes that signal as "cancel the query".
         addressed = [process for process in left if how != signal.SIGINT or str(process.pid) in postmaster]
         for process in addressed:
@@ -110,7 +110,7 @@ def ends_with_parent(how: signal.Signals) -> Callable[[], None] | None:
     return prepare
 
 
-def _processes_in(pgdata: Path) -> list[psutil.Process]:
+def server_processes(pgdata: Path) -> list[psutil.Process]:
     """The postgres processes of this data: each has it as its working directory."""
     found = []
     for process in psutil.process_iter():

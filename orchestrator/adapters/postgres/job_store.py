@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import groupby
 from typing import Any
 from uuid import UUID
 
@@ -12,8 +14,9 @@ import asyncpg
 
 from orchestrator.adapters.postgres import ledger as ledger_sql
 from orchestrator.adapters.postgres.fence import Connection, check_epoch, exclusively, only_row, storable
+from orchestrator.adapters.postgres.job_events import record_event
 from orchestrator.adapters.postgres.queue import enqueue_job, enqueue_message
-from orchestrator.domain.errors import Fenced, InfrastructureError, UsageError
+from orchestrator.domain.errors import Fenced, InfrastructureError, JobIdTaken, UsageError
 from orchestrator.domain.lifecycle import JobStatus, check_transition
 from orchestrator.domain.messages import (
     QUEUE_RESULT,
@@ -33,11 +36,21 @@ from orchestrator.ports import (
 )
 
 MAX_BACKOFF_SECONDS = 60.0
+MAX_REASON_CHARS = 500
+TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
 SELECT_JOB = """
     SELECT *, coalesce(lease_expires_at > clock_timestamp(), false) AS lease_is_live,
            extract(epoch FROM deadline_at - clock_timestamp())::float8 AS deadline_seconds_left
     FROM jobs WHERE job_id = $1"""
+
+
+@dataclass(frozen=True, slots=True)
+class JobClient:
+    """Who asked for a job and follows it: `process` names it, its lease has to be renewed in time."""
+
+    process: str
+    lease_seconds: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,21 +95,28 @@ class PostgresJobStore:
 
     # ------------------------------------------------------------------------------------- entering
 
-    async def insert(self, message: EvalJobMessage, *, enqueue: bool, local: bool = False) -> bool:
+    async def insert(
+        self, message: EvalJobMessage, *, enqueue: bool, local: bool = False, client: JobClient | None = None
+    ) -> bool:
         """Insert the job QUEUED, with its `add_job` row if `enqueue`; False where the same job is there.
 
+        With a `client` the job is cancelled when that has been silent for longer than its lease.
+
         Raises:
-            UsageError: another job has this id.
+            JobIdTaken: another job has this id.
         """
         async with self.pool.acquire() as connection, connection.transaction():
             inserted = await connection.fetchval(
-                """INSERT INTO jobs (job_id, message, priority, status, local, detail)
-                   VALUES ($1, $2::json, $3, 'QUEUED', $4, 'waits in the queue')
+                """INSERT INTO jobs (job_id, message, priority, status, local, detail, client,
+                       client_lease_expires_at)
+                   VALUES ($1, $2::json, $3, 'QUEUED', $4, 'waits in the queue', $5, clock_timestamp() + $6)
                    ON CONFLICT DO NOTHING RETURNING job_id""",
                 message.job_id,
                 message.to_json().decode(),
                 message.priority,
                 local,
+                None if client is None else client.process,
+                None if client is None else timedelta(seconds=client.lease_seconds),
             )
             if inserted is None:
                 await self._check_same_content(connection, message)
@@ -114,26 +134,33 @@ class PostgresJobStore:
         for content in (stored, given):
             content.pop("timestamp", None)
         if stored != given:
-            raise UsageError(
-                f"job {message.job_id} exists with other content: submit it under another job_id"
-            )
+            raise JobIdTaken(message.job_id)
 
     async def insert_invalid(self, job_id: int, payload: bytes, reason: str) -> bool:
-        """A job whose message does not validate, FAILED at once; False where the id is taken."""
-        message = EvalJobMessage.model_construct(
-            job_id=job_id, env_provider="unknown", benchmark_name="unknown", config={}
-        )
+        """A job whose message does not validate, FAILED at once; False where this very one is there.
+
+        Raises:
+            UsageError: another job has this id.
+        """
+        message = EvalJobMessage.salvage(job_id, payload)
         async with exclusively(self.pool, job_id) as connection:
             inserted = await connection.fetchval(
                 """INSERT INTO jobs (job_id, message, status, detail)
                    VALUES ($1, $2::json, 'QUEUED', 'invalid') ON CONFLICT DO NOTHING RETURNING job_id""",
                 job_id,
-                message.model_dump_json(),
+                message.to_json().decode(),
             )
             if inserted is None:
+                await self._check_same_refusal(connection, message, reason)
                 return False
             await self._finish_row(connection, job_id, JobStatus.FAILED, reason, self.failed_result)
         return True
+
+    async def _check_same_refusal(self, connection: Connection, message: EvalJobMessage, reason: str) -> None:
+        error = await connection.fetchval("SELECT error FROM jobs WHERE job_id = $1", message.job_id)
+        if error != storable(reason):
+            raise UsageError(f"job {message.job_id} exists with other content; and {reason}")
+        await self._check_same_content(connection, message)
 
     # --------------------------------------------------------------------------------------- reading
 
@@ -237,10 +264,10 @@ class PostgresJobStore:
                FROM claims WHERE job_id = $1 ORDER BY epoch DESC LIMIT 10""",
             job_id,
         )
+        # The same end again and again is said once.
+        ends = groupby(reversed(rows), key=lambda row: (row["outcomes"], row["why"]))
         history = "; ".join(
-            f"epoch {row['epoch']} at {row['claimed_at']:%Y-%m-%dT%H:%M:%SZ} "
-            f"with {row['outcomes']} outcomes: {row['why']}"
-            for row in reversed(rows)
+            f"{_epochs(list(claims))} with {outcomes} outcomes: {why}" for (outcomes, why), claims in ends
         )
         return f"given up after {fruitless} claims in a row without a new outcome: {history}"
 
@@ -254,7 +281,7 @@ class PostgresJobStore:
             await check_epoch(connection, claim, for_update=True)
             row = await connection.fetchrow(
                 """UPDATE jobs SET lease_expires_at = clock_timestamp() + $2 WHERE job_id = $1
-                   RETURNING cancel_requested_at,
+                   RETURNING cancel_requested_at, cancel_reason,
                        extract(epoch FROM deadline_at - clock_timestamp())::float8 AS seconds_left""",
                 claim.job.job_id,
                 timedelta(seconds=self.rules.lease_seconds),
@@ -268,7 +295,7 @@ class PostgresJobStore:
             Fenced: another epoch is current, or the job has ended.
         """
         row = await self.pool.fetchrow(
-            """SELECT epoch, status, cancel_requested_at,
+            """SELECT epoch, status, cancel_requested_at, cancel_reason,
                    extract(epoch FROM deadline_at - clock_timestamp())::float8 AS seconds_left
                FROM jobs WHERE job_id = $1""",
             claim.job.job_id,
@@ -280,7 +307,8 @@ class PostgresJobStore:
     async def release(self, claim: Claim, why: str | None) -> None:
         """A hand-over (`why` None) is claimable at once; after a failure the lease lapses later each time."""
         job_id = claim.job.job_id
-        reason = storable(why or "handed over", limit=500)
+        reason = storable(why or "handed over", limit=MAX_REASON_CHARS)
+        detail = f"will be taken up again: {reason}"
         async with exclusively(self.pool, job_id) as connection:
             row = await check_epoch(connection, claim, for_update=True)
             seconds = 0.0 if why is None else min(2.0 ** row["claims_without_progress"], MAX_BACKOFF_SECONDS)
@@ -289,8 +317,9 @@ class PostgresJobStore:
                        lease_holder = gen_random_uuid() WHERE job_id = $1""",
                 job_id,
                 timedelta(seconds=seconds),
-                f"will be taken up again: {reason}",
+                detail,
             )
+            await record_event(connection, job_id, JobStatus(row["status"]), detail)
             await connection.execute(
                 "UPDATE claims SET ended_because = $3, handed_over = $4 WHERE job_id = $1 AND epoch = $2",
                 job_id,
@@ -398,7 +427,7 @@ class PostgresJobStore:
                        cancel_reason = coalesce(cancel_reason, $2)
                    WHERE job_id = $1 AND status IN ('QUEUED', 'STARTING', 'RUNNING') RETURNING status""",
                 job_id,
-                reason,
+                storable(reason, limit=MAX_REASON_CHARS),
             )
             if row is not None:
                 return JobStatus(row["status"])
@@ -412,6 +441,7 @@ class PostgresJobStore:
             job_id=job_id, validator_hotkey=self.rules.validator_hotkey, status=status, detail=detail
         )
         await enqueue_message(connection, QUEUE_STATUS, update)
+        await record_event(connection, job_id, status, detail)
 
     # ----------------------------------------------------------------------------------- containers
 
@@ -499,6 +529,14 @@ async def _check_ledger_is_full(connection: Connection, job_id: int) -> None:
         )
 
 
+def _epochs(claims: Sequence[asyncpg.Record]) -> str:
+    first, last = claims[0], claims[-1]
+    if first is last:
+        return f"epoch {first['epoch']} at {first['claimed_at']:{TIME_FORMAT}}"
+    times = f"from {first['claimed_at']:{TIME_FORMAT}} to {last['claimed_at']:{TIME_FORMAT}}"
+    return f"epochs {first['epoch']} to {last['epoch']}, {times},"
+
+
 def _container(row: asyncpg.Record) -> ContainerRecord:
     return ContainerRecord(
         container_id=row["container_id"],
@@ -511,7 +549,9 @@ def _container(row: asyncpg.Record) -> ContainerRecord:
 
 def _renewed(row: asyncpg.Record) -> RenewedLease:
     return RenewedLease(
-        cancel_requested=row["cancel_requested_at"] is not None, deadline_seconds_left=row["seconds_left"]
+        cancel_requested=row["cancel_requested_at"] is not None,
+        deadline_seconds_left=row["seconds_left"],
+        cancel_reason=row["cancel_reason"],
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import asyncpg
@@ -33,6 +33,11 @@ LOCK_EPISODES = """
     ORDER BY e.job_id, e.task_id, e.episode_id
     FOR UPDATE OF e"""
 
+OUTCOME_FIELDS = tuple(each.name for each in fields(EpisodeOutcome))
+# In `metrics` beside others, where it is not zero.
+CLIPPED_ACTIONS = "coalesce((metrics ->> 'clipped_actions')::double precision, 0)::integer AS clipped_actions"
+EPISODE_OUTCOME = ", ".join(CLIPPED_ACTIONS if name == "clipped_actions" else name for name in OUTCOME_FIELDS)
+
 WRITE_OUTCOME = """
     UPDATE episodes SET finished = true, epoch = $4, episode_return = $5, steps = $6, success = $7,
         terminated = $8, truncated = $9, fault = $10, fault_detail = $11, started_at = $12, ended_at = $13,
@@ -51,7 +56,7 @@ class PostgresLedger:
         """Write the plan, once: a plan that is there stays as it is."""
         job_id = claim.job.job_id
         async with exclusively(self.pool, job_id) as connection:
-            await check_epoch(connection, claim)
+            await check_epoch(connection, claim, for_update=True)
             if await connection.fetchval("SELECT EXISTS (SELECT FROM episodes WHERE job_id = $1)", job_id):
                 return
             await connection.copy_records_to_table(
@@ -197,17 +202,16 @@ class PostgresLedger:
 async def read_outcomes(connection: Connection, job_id: int) -> list[EpisodeOutcome]:
     """The finished episodes of a job, as the caller's transaction sees them, in the plan's order."""
     rows = await connection.fetch(
-        """SELECT task_id, episode_id, seed, run, episode_return, steps, success, terminated, truncated,
-               fault, fault_detail, started_at, ended_at, action_trace_sha256,
-               coalesce((metrics ->> 'clipped_actions')::double precision, 0)::integer AS clipped_actions
-           FROM episodes WHERE job_id = $1 AND finished ORDER BY ordinal""",
+        f"""SELECT {EPISODE_OUTCOME} FROM episodes
+            WHERE job_id = $1 AND finished ORDER BY ordinal""",  # noqa: S608 - a constant
         job_id,
     )
-    return [_outcome(row) for row in rows]
+    return [outcome_from_row(row) for row in rows]
 
 
-def _outcome(row: asyncpg.Record) -> EpisodeOutcome:
-    values: dict[str, Any] = dict(row)
+def outcome_from_row(row: asyncpg.Record) -> EpisodeOutcome:
+    """A row with the columns of `EPISODE_OUTCOME`, others besides, as the domain sees it."""
+    values: dict[str, Any] = {name: row[name] for name in OUTCOME_FIELDS}
     values["fault"] = None if row["fault"] is None else FaultClass(row["fault"])
     return EpisodeOutcome(**values)
 

@@ -78,9 +78,14 @@ async def check_schema(database: Connection | Pool) -> None:
     Raises:
         SchemaMismatch: it is older (0: never migrated) or newer.
     """
-    found = max(await _applied_versions(database), default=0)
+    found = await schema_version(database)
     if found != SCHEMA_VERSION:
         raise SchemaMismatch(found, SCHEMA_VERSION)
+
+
+async def schema_version(database: Connection | Pool) -> int:
+    """The version of our schema that the database has; 0 where it was never migrated."""
+    return max(await _applied_versions(database), default=0)
 
 
 @contextlib.asynccontextmanager

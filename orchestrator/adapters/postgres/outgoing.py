@@ -36,7 +36,13 @@ async def take_rows(
 
 
 def messages_of(row: models.Job) -> list[dict[str, Any]]:
-    """The messages of a row: one, or those of its `messages` list."""
+    """The messages of a row: one, or those of its `messages` list.
+
+    Raises:
+        ValueError: its payload is no JSON object.
+    """
     content: dict[str, Any] = json.loads(row.payload or b"{}")
+    if not isinstance(content, dict):
+        raise ValueError("it is JSON, but not an object")
     many = content.get("messages")
     return many if isinstance(many, list) and set(content) == {"messages"} else [content]

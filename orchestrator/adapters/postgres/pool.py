@@ -33,6 +33,10 @@ _PASSING_ERRORS = (
     asyncpg.CrashShutdownError,
     asyncpg.TooManyConnectionsError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    # Somebody who is frozen holds a lock, or the machine is busy. The same statement's time may also be over
+    # here first, which is a TimeoutError.
+    asyncpg.LockNotAvailableError,
+    asyncpg.QueryCanceledError,
     # asyncpg's answer to a statement on a connection whose end it has half read, in place of "connection is
     # closed": https://github.com/MagicStack/asyncpg/issues/1069
     asyncpg.InternalClientError,

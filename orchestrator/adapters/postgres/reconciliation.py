@@ -1,4 +1,4 @@
-"""What the reconciler asks of the tables: jobs without a supervisor, jobs without a queue row, old rows."""
+"""What the reconciler asks of the tables: jobs without a supervisor, jobs without a queue row."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from uuid import UUID
 import asyncpg
 from pgqueuer.domain.settings import db_settings
 
-from orchestrator.domain.messages import QUEUE_ADD_JOB, QUEUE_EPISODE, QUEUE_STATUS, QUEUE_STEP
+from orchestrator.adapters.postgres.client_leases import FollowedJob, followed_jobs
+from orchestrator.domain.lifecycle import TIME_IS_OVER
+from orchestrator.domain.messages import QUEUE_ADD_JOB
 
 # A job row and its queue row may be committed a moment apart by a validator that does both.
 SETTLING = timedelta(seconds=5)
-PRUNED_AT_ONCE = 10_000
-LOG_AGE = timedelta(days=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Overdue:
 
 @dataclass(frozen=True)
 class ReconciliationQueries:
-    """Read-only but for `prune`."""
+    """Read-only."""
 
     pool: asyncpg.Pool[asyncpg.Record] = field(repr=False)
 
@@ -61,23 +61,20 @@ class ReconciliationQueries:
         """Jobs without a live lease that were cancelled, or whose deadline has passed."""
         rows = await self.pool.fetch(
             """SELECT job_id, cancel_requested_at IS NOT NULL AS cancelled,
-                   coalesce(cancel_reason, 'the job''s time is over') AS reason
+                   coalesce(cancel_reason, $1) AS reason
                FROM jobs
                WHERE status IN ('QUEUED', 'STARTING', 'RUNNING')
                  AND coalesce(lease_expires_at, '-infinity') <= clock_timestamp()
                  AND (cancel_requested_at IS NOT NULL OR
                       (deadline_at <= clock_timestamp() AND status <> 'QUEUED'))
-               ORDER BY job_id"""
+               ORDER BY job_id""",
+            TIME_IS_OVER,
         )
         return [Overdue(row["job_id"], row["cancelled"], row["reason"]) for row in rows]
 
-    async def expired_clients(self) -> list[int]:
-        """Unfinished jobs whose client has been silent for longer than its lease."""
-        rows = await self.pool.fetch(
-            """SELECT job_id FROM jobs WHERE status IN ('QUEUED', 'STARTING', 'RUNNING')
-                 AND client_lease_expires_at <= clock_timestamp() AND cancel_requested_at IS NULL"""
-        )
-        return [row["job_id"] for row in rows]
+    async def followed_jobs(self) -> list[FollowedJob]:
+        """The unfinished jobs that end with their client."""
+        return await followed_jobs(self.pool)
 
     async def containers_being_removed(self) -> list[UUID]:
         """Containers whose removal began but was not seen to end."""
@@ -94,31 +91,3 @@ class ReconciliationQueries:
             timedelta(seconds=grace_seconds),
         )
         return [row["job_id"] for row in rows]
-
-    async def prune(self, *, age_seconds: float, rows_per_queue: int) -> int:
-        """Drop telemetry that nobody consumes, above age or count, and pgqueuer's old log; how many rows."""
-        names = db_settings().qualified
-        pruned = 0
-        for queue in (QUEUE_EPISODE, QUEUE_STEP, QUEUE_STATUS):
-            tag = await self.pool.execute(
-                f"""DELETE FROM {names.queue_table} WHERE id IN (
-                        SELECT id FROM {names.queue_table}
-                        WHERE entrypoint = $1 AND status = 'queued' AND (
-                            created < clock_timestamp() - $2::interval OR id < (
-                                SELECT id FROM {names.queue_table} WHERE entrypoint = $1 AND status = 'queued'
-                                ORDER BY id DESC OFFSET $3 LIMIT 1))
-                        LIMIT $4 FOR UPDATE SKIP LOCKED)""",  # noqa: S608 - names of pgqueuer's settings
-                queue,
-                timedelta(seconds=age_seconds),
-                rows_per_queue - 1,
-                PRUNED_AT_ONCE,
-            )
-            pruned += int(tag.split()[-1])
-        tag = await self.pool.execute(
-            f"""DELETE FROM {names.queue_table_log} WHERE id IN (
-                    SELECT id FROM {names.queue_table_log} WHERE created < clock_timestamp() - $1::interval
-                    LIMIT $2)""",  # noqa: S608 - a name of pgqueuer's settings
-            LOG_AGE,
-            PRUNED_AT_ONCE,
-        )
-        return pruned + int(tag.split()[-1])

@@ -163,6 +163,18 @@ def default_data_dir() -> Path:
     return platformdirs.user_data_path("orchestrator")
 
 
+def make_data_dir(data_dir: Path) -> None:
+    """Make the directory unless it is there; its mode is what the embedded server needs, whatever the umask.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    if not data_dir.exists():
+        data_dir.mkdir(parents=True, exist_ok=True)
+        # As root it holds files of two accounts; pgdata and the password have closed modes of their own.
+        data_dir.chmod(0o755 if os.geteuid() == 0 else 0o700)
+
+
 def prepare_data_dir(data_dir: Path | None) -> ServerFiles:
     """Make the data directory and check that the server can work in it.
 
@@ -171,10 +183,7 @@ def prepare_data_dir(data_dir: Path | None) -> ServerFiles:
     """
     files = ServerFiles((data_dir or default_data_dir()).expanduser().resolve())
     try:
-        if not files.data_dir.exists():
-            files.data_dir.mkdir(parents=True)
-            # As root it holds files of two accounts; pgdata and the password have closed modes of their own.
-            files.data_dir.chmod(0o755 if os.geteuid() == 0 else 0o700)
+        make_data_dir(files.data_dir)
         if not os.access(files.data_dir, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
@@ -234,11 +243,7 @@ def find_binaries(files: ServerFiles, account: Account) -> Path:
     Raises:
         InfrastructureError: the wheel with the binaries is not installed.
     """
-    # Found, not imported: importing the package would start its own server management.
-    spec = importlib.util.find_spec(_WHEEL)
-    if spec is None or not spec.submodule_search_locations:
-        raise InfrastructureError(f"the package {_WHEEL}, which has the embedded Postgres, is not installed")
-    package = Path(spec.submodule_search_locations[0])
+    package = _package()
     if _is_usable(package / _INSTALLATION, account):
         return package / _INSTALLATION / "bin"
     version = importlib.metadata.version(_WHEEL.replace("_", "-"))
@@ -246,6 +251,23 @@ def find_binaries(files: ServerFiles, account: Account) -> Path:
     if not copy.exists():
         _copy_binaries(package, copy)
     return copy / _WHEEL / _INSTALLATION / "bin"
+
+
+def installed_server() -> Path:
+    """The program `postgres` of the installed wheel, for whoever may run it.
+
+    Raises:
+        InfrastructureError: the wheel is not installed.
+    """
+    return _package() / _INSTALLATION / "bin" / "postgres"
+
+
+def _package() -> Path:
+    # Found, not imported: importing the package would start its own server management.
+    spec = importlib.util.find_spec(_WHEEL)
+    if spec is None or not spec.submodule_search_locations:
+        raise InfrastructureError(f"the package {_WHEEL}, which has the embedded Postgres, is not installed")
+    return Path(spec.submodule_search_locations[0])
 
 
 def _is_usable(installation: Path, account: Account) -> bool:

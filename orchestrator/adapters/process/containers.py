@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -27,6 +27,7 @@ from orchestrator.adapters.process.launch import (
     submission_host_command,
 )
 from orchestrator.adapters.process.logs import read_tail, shown
+from orchestrator.adapters.process.places import Place
 from orchestrator.adapters.process.processes import (
     ProcessIdentity,
     descendants,
@@ -75,11 +76,14 @@ class ProcessContainers:
         watch_pid: int | None = None,
         command: HostCommand = submission_host_command,
         stop_timeout_seconds: float = 15.0,
+        pip_settings: Mapping[str, str] | None = None,
     ) -> None:
+        """`pip_settings` are variables for the host alone, which installs what submissions require."""
         self._base = base_directory.absolute()
         self._watch_pid = watch_pid
         self._command = command
         self._stop_timeout_seconds = stop_timeout_seconds
+        self._pip_settings = dict(pip_settings or {})
         self._warned = False
 
     async def create(self, spec: ContainerSpec) -> str:
@@ -169,12 +173,13 @@ class ProcessContainers:
             job_id=spec.job_id,
             attempt=spec.attempt,
             command=list(self._command(directory.port_file, directory.work, key_fd)),
-            environment=environment_of(directory, threads=max(1, int(limits.cpus or 1))),
+            environment=environment_of(directory, threads=max(1, int(limits.cpus or 1))) | self._pip_settings,
             expires_at=spec.expires_at.timestamp(),
             log_bytes=limits.log_bytes,
             memory_bytes=limits.memory_bytes,
             disk_bytes=limits.disk_bytes,
             watched=self._watched(),
+            place=Place.here(),
         )
 
     def _watched(self) -> ProcessIdentity | None:
@@ -258,20 +263,25 @@ def _remove(handle: str, stop_timeout_seconds: float) -> None:
     directory = found.directory
     try:
         if not directory.root.parent.is_dir():
-            _end_processes(directory, found.shim if found.is_here else None, stop_timeout_seconds)
+            end_processes(directory, found.shim if found.is_here else None, stop_timeout_seconds)
             return
         with directory.locked(_LOCK_TIMEOUT_SECONDS):
             now = Handle.here(directory)  # a handle of before the shim's report names none
             shim = (found.shim or now.shim) if found.is_here else None
-            _end_processes(directory, shim, stop_timeout_seconds)
+            end_processes(directory, shim, stop_timeout_seconds)
             directory.remove_files()
     except OSError as error:
         raise InfrastructureError(f"the container could not be removed: {error}") from error
 
 
-def _end_processes(
+def end_processes(
     directory: ContainerDirectory, shim: ProcessIdentity | None, stop_timeout_seconds: float
 ) -> None:
+    """End the shim, with a chance to end the rest in good order, and then whatever is left of the container.
+
+    Raises:
+        InfrastructureError: something of it does not end.
+    """
     if shim is not None and shim.alive:
         send_signal(shim, signal.SIGTERM)
         send_signal(shim, signal.SIGCONT)  # a frozen one would not hear it

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 from dataclasses import asdict, dataclass
-from functools import cache
 from pathlib import Path
 from uuid import UUID
 
-import psutil
-
-from orchestrator.adapters.process.processes import ON_LINUX, ProcessIdentity
+from orchestrator.adapters.process.places import this_machine
+from orchestrator.adapters.process.processes import ProcessIdentity
 from orchestrator.adapters.process.scratch import ContainerDirectory
 
 BACKEND = "process"
@@ -66,12 +63,3 @@ class Handle:
             return cls(str(data["machine"]), str(data["hostname"]), ContainerDirectory(root), shim)
         except (ValueError, KeyError, TypeError):
             return None
-
-
-@cache
-def this_machine() -> str:
-    """Names the kernel, its boot and the process namespace: where process numbers mean the same."""
-    if not ON_LINUX:
-        return f"{socket.gethostname()}:{psutil.boot_time():.0f}"
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    return f"{boot}:{os.readlink('/proc/self/ns/pid')}"

@@ -15,6 +15,7 @@ from orchestrator.adapters.process.processes import MARKER, end_all, marked_with
 from orchestrator.adapters.process.scratch import ContainerDirectory, ShimSpec
 from orchestrator.adapters.process.shim import STARTED
 from orchestrator.domain.errors import InfrastructureError
+from orchestrator.submission.preparation import EnvironmentOptions
 
 HOST = "127.0.0.1"
 _KEPT_VARIABLES = ("PATH", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "PYTHONHOME", "LD_LIBRARY_PATH")
@@ -32,13 +33,22 @@ HostCommand = Callable[[Path, Path, int], Sequence[str]]
 """The command line of a submission host, given its port file, its directory and the descriptor of its key."""
 
 
-def submission_host_command(port_file: Path, directory: Path, key_fd: int) -> list[str]:
-    """The command line of our own submission host."""
-    return [
+def submission_host_command(
+    port_file: Path, directory: Path, key_fd: int, environments: EnvironmentOptions | None = None
+) -> list[str]:
+    """The command line of our own submission host; `environments`: how it makes those of submissions."""
+    command = [
         *(sys.executable, "-m", "orchestrator.submission.host"),
         *("--host", HOST, "--port-file", str(port_file)),
         *("--directory", str(directory), "--key-fd", str(key_fd)),
     ]
+    if environments is not None:
+        command += ["--environments", str(environments.store)] if environments.store is not None else []
+        command += ["--environment-timeout", str(environments.timeout_seconds)]
+        command += ["--environments-kept", str(environments.keep)]
+        command += ["--environments-max-bytes", str(environments.max_bytes)]
+        command += [] if environments.from_index else ["--no-index"]
+    return command
 
 
 def launch(

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+from orchestrator.adapters.process.places import Place
 from orchestrator.adapters.process.processes import ProcessIdentity
 
 _LOCK_POLL_SECONDS = 0.02
@@ -66,6 +67,7 @@ class ShimSpec:
     memory_bytes: int | None = None
     disk_bytes: int | None = None
     watched: ProcessIdentity | None = None
+    place: Place | None = None  # where the numbers of its processes and of `watched` mean something
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,29 +179,46 @@ class ContainerDirectory:
 
     def read_spec(self) -> ShimSpec | None:
         data = read_json(self.spec_file)
-        if data is None:
-            return None
-        watched = data.pop("watched")
-        return ShimSpec(**data, watched=None if watched is None else ProcessIdentity(**watched))
+        with _of_another_version():
+            if data is not None:
+                watched, place = data.pop("watched"), data.pop("place")
+                return ShimSpec(
+                    **data,
+                    watched=None if watched is None else ProcessIdentity(**watched),
+                    place=None if place is None else Place(**place),
+                )
+        return None
 
     def write_spec(self, spec: ShimSpec) -> None:
         write_json(self.spec_file, asdict(spec))
 
     def read_processes(self) -> Processes | None:
         data = read_json(self.processes_file)
-        if data is None:
-            return None
-        return Processes(shim=ProcessIdentity(**data["shim"]), host=ProcessIdentity(**data["host"]))
+        with _of_another_version():
+            if data is not None:
+                return Processes(ProcessIdentity(**data["shim"]), ProcessIdentity(**data["host"]))
+        return None
 
     def write_processes(self, processes: Processes) -> None:
         write_json(self.processes_file, asdict(processes))
 
     def read_end(self) -> End | None:
         data = read_json(self.status_file)
-        return None if data is None else End(**{**data, "kind": EndKind(data["kind"])})
+        with _of_another_version():
+            if data is not None:
+                return End(**{**data, "kind": EndKind(data["kind"])})
+        return None
 
     def write_end(self, end: End) -> None:
         write_json(self.status_file, asdict(end))
+
+
+def _of_another_version() -> contextlib.suppress:
+    """A record with other fields counts as none: containers outlive the code that made them.
+
+    One that cannot be read must not keep the others from being listed and removed.
+    """
+    return contextlib.suppress(KeyError, TypeError, ValueError)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -13,6 +13,7 @@ from orchestrator.actors.queue_consumer import QueueConsumer
 from orchestrator.actors.reconciler import Reconciler
 from orchestrator.adapters.postgres.job_store import PostgresJobStore
 from orchestrator.adapters.postgres.reconciliation import ReconciliationQueries
+from orchestrator.adapters.postgres.retention import Retention, RetentionRules
 from orchestrator.ports import Claim, ClaimRefusal, OwnedContainer
 
 if TYPE_CHECKING:
@@ -96,10 +97,11 @@ def a_reconciler(pool: Pool, store: PostgresJobStore, **parts: Any) -> Reconcile
         "containers": FakeContainers(),
         "installation_id": INSTALLATION,
         "max_concurrent_jobs": store.rules.max_concurrent_jobs,
-        "retention_seconds": 3600.0,
-        "retention_rows": 1000,
+        "retention": Retention(pool),
+        "retention_rules": RetentionRules(age_seconds=3600.0, rows_per_queue=1000),
         "unheld_result": store.failed_result,
-        "patience_seconds": 0.2,
+        "patience_seconds": 20.0,  # it waits so long only for what hangs
+        "client_grace_seconds": 0.0,
     }
     return Reconciler(**fields | parts)
 

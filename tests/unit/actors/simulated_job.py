@@ -191,7 +191,7 @@ class FakePolicySource:
     log_error: Exception | None = None
     printed: str = "the log's end"
 
-    async def start(self, claim: Claim) -> PolicyConnector:
+    async def start(self, claim: Claim, say: Any = None) -> PolicyConnector:
         raise NotImplementedError
 
     async def replace(self, claim: Claim) -> PolicyConnector:

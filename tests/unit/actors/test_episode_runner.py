@@ -24,7 +24,7 @@ from orchestrator.actors.episode_runner import (
 from orchestrator.adapters.benchmarks.registry import load_benchmark
 from orchestrator.domain.episodes import CommitOutcome, EpisodeRun, FaultClass
 from orchestrator.domain.errors import PolicyLate, PolicyLost, PolicyProtocolError, PolicyRaised
-from orchestrator.ports import Environment, EpisodeSummary
+from orchestrator.ports import Environment, EpisodeSummary, StepResult
 from orchestrator.submission.wire import packb
 from tests.unit.actors.rollout_fakes import (
     CARTPOLE,
@@ -99,6 +99,31 @@ def test_an_episode_equals_a_plain_loop(seed: int) -> None:
     assert finished.success is (total >= 475)
     assert zlib.decompress(finished.action_trace) == b"".join(map(packb, actions))
     assert len(finished.step_messages) == steps
+
+
+class ChangesItsActions(ScriptedEnvironment):
+    """Works on the arrays that it is given, as some environments do."""
+
+    def step(self, action: Any) -> StepResult:
+        action["arm"] *= 3.0
+        action["pair"][1][:] = 7.0
+        return super().step(action)
+
+
+def test_what_is_recorded_is_what_the_environment_was_given_whatever_it_does_with_it() -> None:
+    arm = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    space = gymnasium.spaces.Dict({"arm": arm, "pair": gymnasium.spaces.Tuple((arm, arm))})
+    half = np.full(2, 0.5, np.float32)
+
+    report = play(
+        ChangesItsActions([a_step(over=True)], space),
+        FakePolicy(lambda _: {"arm": half, "pair": [half, half]}),
+    )
+
+    assert report.finished is not None
+    assert zlib.decompress(report.finished.action_trace) == packb({"arm": half, "pair": [half, half]})
+    logged = json.loads(report.finished.step_messages[0])["action"]["value"]
+    assert logged["arm"]["value"] == [0.5, 0.5]
 
 
 def test_the_environment_gets_its_seed_and_the_policy_only_its_own() -> None:

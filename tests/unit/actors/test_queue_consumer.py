@@ -14,13 +14,13 @@ from pgqueuer.domain.errors import RetryRequested
 from pgqueuer.domain.models import Job
 
 from orchestrator.actors import queue_consumer
-from orchestrator.actors.queue_consumer import BoundedQueueManager, RowHeld
+from orchestrator.actors.queue_consumer import BoundedQueueManager, QueueConsumer, RowHeld
 from orchestrator.adapters.postgres.job_store import PostgresJobStore
 from orchestrator.adapters.postgres.queue import enqueue_job
 from orchestrator.domain.lifecycle import JobStatus
 from orchestrator.domain.messages import QUEUE_ADD_JOB
 from tests.job_fixtures import a_job, a_result, a_store, claimed
-from tests.unit.actors.control_fakes import FakeSupervisors, consuming, eventually
+from tests.unit.actors.control_fakes import FakeSupervisors, a_reconciler, consuming, eventually
 
 if TYPE_CHECKING:
     from tests.conftest import Pool
@@ -125,7 +125,7 @@ async def test_rows_that_name_no_job_are_held_and_stop_no_later_acknowledgement(
     for row in held:
         (error,) = await logged(pool, row)
         assert error["exception_type"] == "RowHeld"
-        assert "job_id" in error["exception_message"] or "JSON" in error["exception_message"]
+        assert any(word in error["exception_message"] for word in ("job_id", "JSON", "empty"))
         assert len(error["exception_message"]) <= queue_consumer.MAX_REASON_CHARS
         assert error["exception_message"].isprintable()
 
@@ -239,6 +239,40 @@ async def test_the_watch_over_capacity_survives_any_error(
         await eventually(lambda: no_failures_left(store))
         await plain.finish(other, JobStatus.CANCELLED, a_result("CANCELLED"))
         await until(pool, row, None)
+
+
+@dataclass(frozen=True)
+class SlowStore(PostgresJobStore):
+    """A store whose first count is on its way for a long time."""
+
+    arrived: asyncio.Event = field(default_factory=asyncio.Event)
+    go_on: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def held_count(self) -> int:
+        count = await super().held_count()
+        if not self.arrived.is_set():
+            self.arrived.set()
+            await self.go_on.wait()
+        return count
+
+
+async def test_a_count_that_is_overtaken_by_a_later_one_gives_no_place_that_is_taken(pool: Pool) -> None:
+    plain = a_store(pool, max_concurrent_jobs=1)
+    store = SlowStore(pool, plain.rules, plain.failed_result)
+    supervisors = FakeSupervisors(store)
+    reconciler = a_reconciler(pool, store, supervisors=supervisors)
+    consumer = QueueConsumer(
+        pool, store, supervisors, reconciler, max_concurrent_jobs=1, reconcile_interval_seconds=60.0
+    )
+    early = asyncio.create_task(consumer._refresh_capacity())
+    await store.arrived.wait()
+    await claimed(plain, 1)
+    await consumer._refresh_capacity()
+
+    store.go_on.set()
+    await early
+
+    assert consumer._manager.free_slots == 0
 
 
 async def no_failures_left(store: StoreWithTroubles) -> bool:

@@ -168,7 +168,7 @@ async def test_a_lock_that_is_not_given_in_time_is_no_refusal(database: Database
     (run,) = await some_runs(pool, 1)
 
     async with open_pool(database, application_name="sink", lease_seconds=1.0) as impatient:
-        sink = a_sink(PostgresLedger(impatient))
+        sink = a_sink(PostgresLedger(impatient), database_patience_seconds=0.5)
         async with working(sink), exclusively(pool, run.job_id):
             with pytest.raises(InfrastructureError):
                 await sink.commit([finished(run)])

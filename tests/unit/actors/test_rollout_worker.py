@@ -44,8 +44,12 @@ TWO_STEPS = [a_step(), a_step(over=True)]
 Worker = Callable[..., RolloutWorkerCore]
 
 
+def no_sink() -> Any:
+    raise ValueError("there is no actor of that name")
+
+
 def a_setup(connector: FakeConnector | None = None, **changes: Any) -> WorkerSetup:
-    setup = WorkerSetup(job=a_job(), connector=connector or FakeConnector(), limits=LIMITS, sink=None)
+    setup = WorkerSetup(job=a_job(), connector=connector or FakeConnector(), limits=LIMITS, find_sink=no_sink)
     return replace(setup, **changes)
 
 

@@ -50,7 +50,7 @@ PASSING = st.lists(
     workers=st.integers(1, 4),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_every_episode_has_one_outcome_and_only_those_at_fault_are_charged(
     lasting: list[Does], passing: list[Does], troubled: int, workers: int, seed: int
 ) -> None:
@@ -71,7 +71,7 @@ def test_every_episode_has_one_outcome_and_only_those_at_fault_are_charged(
     workers=st.integers(1, 4),
     seed=st.integers(0, 2**32),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_whether_a_job_completes_depends_on_its_episodes_alone(
     crashes: set[int], limit: int, workers: int, seed: int
 ) -> None:

@@ -9,10 +9,19 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 import orchestrator
+from orchestrator.authoring.findings import Finding, Mark
 from orchestrator.domain import errors
 from orchestrator.domain.errors import InvalidJob, SubmissionError
 
-VALUES: dict[Any, object] = {int: 3, str: "why", float: 1.5, bytes: b"b", object: "thing"}
+VALUES: dict[Any, object] = {
+    int: 3,
+    str: "why",
+    float: 1.5,
+    bytes: b"b",
+    bool: True,
+    object: "thing",
+    Finding: Finding(Mark.WRONG, "loads", "it does not"),
+}
 
 
 def errors_of(module: ModuleType) -> list[type[Exception]]:

@@ -1,12 +1,15 @@
 import json
 import math
+import tracemalloc
 from datetime import UTC, datetime
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orchestrator.domain.errors import InvalidJob
+from orchestrator.domain.job_documents import MAX_JOB_ID
 from orchestrator.domain.messages import (
-    MAX_JOB_ID,
     EpisodeDataMessage,
     EpisodeStepDataMessage,
     EvalJobMessage,
@@ -143,3 +146,55 @@ def test_an_episode_message_carries_its_return_bit_for_bit() -> None:
     )
 
     assert json.loads(message.to_json())["final_reward"] == 0.1 + 0.2
+
+
+def test_a_long_key_with_many_fields_below_it_takes_no_more_memory_than_the_message() -> None:
+    payload = json.dumps({**JOB, "k" * 400_000: dict.fromkeys(map(str, range(50_000)), 0)})
+    tracemalloc.start()
+    try:
+        EvalJobMessage.parse(payload)
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak_bytes < 200 * 2**20
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(st.text(), values, max_size=3),
+    max_leaves=10,
+)
+FIELDS = st.dictionaries(st.sampled_from([*EvalJobMessage.model_fields, "colour"]), JSON_VALUES, max_size=4)
+
+
+def parsed_or_refused(payload: str) -> EvalJobMessage | InvalidJob:
+    try:
+        return EvalJobMessage.parse(payload)
+    except InvalidJob as refused:
+        return refused
+
+
+@settings(max_examples=200)
+@given(fields=FIELDS)
+def test_whatever_is_sent_is_refused_in_words_or_survives_the_wire(fields: dict[str, object]) -> None:
+    payload = json.dumps({**JOB, **fields})
+
+    given = parsed_or_refused(payload)
+
+    if isinstance(given, InvalidJob):
+        assert given.reason.isprintable()
+        assert len(given.reason) < 3000
+        assert EvalJobMessage.salvage(5, payload).job_id == 5
+    else:
+        assert EvalJobMessage.parse(given.to_json()) == given
+        assert json.loads(given.to_json()).get("colour") == fields.get("colour")
+
+
+@given(payload=st.binary(max_size=200))
+def test_whatever_bytes_come_are_refused_and_name_no_job(payload: bytes) -> None:
+    with pytest.raises(InvalidJob) as refused:
+        EvalJobMessage.parse(payload)
+
+    assert refused.value.job_id is None
+    assert refused.value.reason.isprintable()

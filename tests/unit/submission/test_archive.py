@@ -229,8 +229,18 @@ def test_sizes_and_counts_are_capped(make: Callable[..., bytes], unpacking) -> N
 
     with pytest.raises(ArchiveRefused, match="200000 bytes"):
         unpacking(large, ArchiveLimits(unpacked_bytes=200_000))
-    with pytest.raises(ArchiveRefused, match="50 members"):
+    with pytest.raises(ArchiveRefused, match="50 files and directories"):
         unpacking(many, SMALL)
+
+
+def test_a_zip_of_very_many_files_is_refused_before_its_table_of_contents_is_read(unpacking) -> None:
+    count = 150_000
+    entry = struct.pack("<4s6H3L5H2L", b"PK\1\2", 20, 20, 0, 0, 0, 33, 0, 0, 0, 7, 0, 0, 0, 0, 0, 0)
+    table = b"".join(entry + b"%07d" % number for number in range(count))
+    end = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 0xFFFE, 0xFFFE, len(table), 4, 0)
+
+    with pytest.raises(ArchiveRefused, match="its table of contents is too long"):
+        unpacking(b"PK\3\4" + table + end)
 
 
 def test_a_header_that_would_fill_the_memory_is_refused(unpacking) -> None:

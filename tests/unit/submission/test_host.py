@@ -164,19 +164,19 @@ async def test_an_agent_that_does_not_import_is_reported_with_its_line(
     assert ask(host.port, op="policy")["state"] == "failed"
     host.wait_for_line("No module named")
     host.process.send_signal(signal.SIGTERM)
-    assert host.process.wait(5) == -signal.SIGTERM
+    assert host.process.wait(30) == -signal.SIGTERM
 
 
 async def test_an_agent_that_loads_for_ever_is_reported_with_where_it_stands(tmp_path: Path) -> None:
     agent = "import threading\nclass Agent:\n    def __init__(self):\n        threading.Event().wait()\n"
     sha256 = write_archive(tmp_path / "a.tar.gz", {"agent.py": agent + "    def act(self, o): ..."})
     with (
-        running_host(tmp_path / "work", KEY, "--load-timeout", "0.2") as server,
+        running_host(tmp_path / "work", KEY, "--load-timeout", "2") as server,
         pytest.raises(SubmissionError) as caught,
     ):
         await client(server).push_archive(tmp_path / "a.tar.gz", sha256, 60)
 
-    assert "did not load within 0.2 s" in caught.value.reason
+    assert "did not load within 2 s" in caught.value.reason
     assert "threading.Event().wait()" in caught.value.reason
 
 
@@ -222,10 +222,10 @@ async def test_a_disk_that_is_full_ends_the_container_in_the_episode_that_filled
 async def test_a_refused_archive_is_reported_with_the_reason(host: RunningServer, tmp_path: Path) -> None:
     sha256 = write_archive(tmp_path / "a.tar.gz", {"agent.py": ECHO_AGENT, "../outside": ""})
 
-    with pytest.raises(SubmissionError, match="leaves its directory"):
+    with pytest.raises(SubmissionError, match="a path that leads out of it"):
         await client(host).push_archive(tmp_path / "a.tar.gz", sha256, 60)
 
-    with pytest.raises(SubmissionError, match="leaves its directory"):
+    with pytest.raises(SubmissionError, match="a path that leads out of it"):
         await client(host).push_archive(tmp_path / "a.tar.gz", sha256, 60)
     assert not list((tmp_path / "work").iterdir())
 
@@ -298,7 +298,7 @@ def test_silent_connections_do_not_keep_others_out(waiting_host: RunningServer) 
 def test_sigterm_ends_a_waiting_host_at_once(host: RunningServer) -> None:
     host.process.send_signal(signal.SIGTERM)
 
-    assert host.process.wait(5) == -signal.SIGTERM
+    assert host.process.wait(30) == -signal.SIGTERM
 
 
 def test_a_key_is_taken_out_of_the_environment() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
+import tracemalloc
 from typing import Any
 
 import msgpack
@@ -186,6 +188,58 @@ def test_the_number_of_arrays_is_capped() -> None:
 def test_a_message_above_the_size_limit_is_refused() -> None:
     with pytest.raises(WireError, match="limit"):
         unpackb(packb(bytes(1000)), limits=WireLimits(frame_bytes=999))
+
+
+MIB = 2**20
+LONG = b"\xff" * 16 * MIB
+MANY = 2**18
+
+
+def bare_list(count: int, item: bytes) -> bytes:
+    return b"\xdd" + count.to_bytes(4, "big") + item * count
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        array_map(data=bytes(16 * MIB), dtype="|u1", shape=[16 * MIB]),
+        array_map(data=b"\0" + LONG, dtype="|b1", shape=[16 * MIB + 1]),
+        array_map(dtype=LONG),
+        array_map(dtype=[LONG]),
+        array_map(shape=LONG),
+        msgpack.packb({b"__npgeneric__": True, b"data": LONG, b"dtype": "<f8"}),
+        msgpack.packb("\U0001f916" + "x" * 16 * MIB),
+        msgpack.packb("\U0001f916" + "x" * (4 * MIB - 4)),
+        msgpack.packb({"\U0001f916" + "x" * (4 * MIB - 4): 1}),
+        bare_list(MANY, b"\x80"),
+        bare_list(MANY, b"\x90"),
+        bare_list(MANY, b"\xa2\xc3\xbf"),
+        bare_list(MANY // 3, b"\x81\xa1a\xc0"),
+        bare_list(4096, msgpack.packb(dict.fromkeys("abcde"))),
+    ],
+    ids=[
+        *("array", "boolean array", "dtype of bytes", "dtype of a list", "shape of bytes", "scalar of bytes"),
+        *("too long text", "text", "key", "maps", "lists", "texts", "maps of one", "maps of five"),
+    ],
+)
+def test_no_message_takes_more_than_twice_its_bytes_and_40_mib(data: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(WireError):
+            unpackb(data, writable=True)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 2 * len(data) + 40 * MIB
+
+
+def test_the_bytes_of_texts_are_capped_together() -> None:
+    limits = WireLimits(text_bytes=100)
+
+    assert unpackb(packb(["x" * 50, "y" * 50, "short"]), limits=limits)[1] == "y" * 50
+    with pytest.raises(WireError, match="100 bytes of text"):
+        unpackb(packb(["x" * 50, "y" * 51]), limits=limits)
 
 
 @pytest.mark.parametrize(

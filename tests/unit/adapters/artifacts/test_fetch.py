@@ -17,7 +17,8 @@ import pytest
 from orchestrator.adapters.artifacts.fetch import FetchLimits, fetch_archive
 from orchestrator.domain.errors import InfrastructureError, SubmissionError, UsageError
 from orchestrator.domain.messages import EvalJobMessage
-from tests.unit.adapters.artifacts.conftest import ArchiveServer, Resolver
+from tests.archive_server import ArchiveServer
+from tests.unit.adapters.artifacts.conftest import Resolver
 
 BODY = b"an archive, as far as fetching is concerned" * 100
 DIGEST = hashlib.sha256(BODY).hexdigest()
@@ -210,7 +211,7 @@ async def test_one_private_address_among_public_ones_is_enough_to_refuse(
 
     text = await refused(job("https://archives.example/a"), replace(limits, allow_private_addresses=False))
 
-    assert text == "the archive's host archives.example has an address that is not public"
+    assert "the archive's host archives.example has an address that is not public" in text
 
 
 @pytest.mark.parametrize(
@@ -247,7 +248,7 @@ async def test_plain_http_is_held_to_the_same_rules_where_an_operator_lists_it(
     await fetch_archive(job(url), target, replace(limits, schemes=("http",)))
 
     assert not_listed == "archives may not be fetched by http: allowed are https"
-    assert private == "the archive's host localhost has an address that is not public"
+    assert "the archive's host localhost has an address that is not public" in private
     assert target.read_bytes() == BODY
     assert plain_server.connections == 1
 
@@ -292,7 +293,7 @@ async def test_another_size_than_the_job_says_is_refused(
 ) -> None:
     text = await refused(job(server.answer("/a", BODY), artifact_size_bytes=7), limits)
 
-    assert text == f"the archive has {len(BODY)} bytes, the job says 7: upload it again"
+    assert text.startswith(f"the archive has {len(BODY)} bytes, the job says 7: upload it again")
 
 
 async def test_an_archive_that_says_it_is_too_large_is_refused(
@@ -350,9 +351,13 @@ async def test_a_connection_that_ends_in_the_middle_is_worth_another_try(
 async def test_an_archive_that_is_not_there_is_the_submissions_fault(
     server: ArchiveServer, limits: FetchLimits, refused: Callable[..., Any], status: int
 ) -> None:
-    text = await refused(job(server.answer("/a", status=status)), limits)
+    url = server.answer("/a?signature=secret", status=status)
 
-    assert text == f"the archive's server answered {status}: expired or not there?"
+    text = await refused(job(url), limits)
+
+    assert text.startswith(f"the archive's server answered {status}: ")
+    assert "https://localhost/a" in text
+    assert "secret" not in text
 
 
 @pytest.mark.parametrize("status", [204, 300, 400, 416])
@@ -387,7 +392,7 @@ async def test_a_host_that_cannot_be_reached_is_worth_another_try(
 
 
 async def test_a_job_without_an_archive_is_refused(limits: FetchLimits, refused: Callable[..., Any]) -> None:
-    assert "`artifact_url` is missing" in await refused(job(None), limits)
+    assert "artifact_url is missing" in await refused(job(None), limits)
 
 
 async def test_an_expired_url_is_not_dialled(
@@ -397,7 +402,7 @@ async def test_an_expired_url_is_not_dialled(
 
     text = await refused(job(server.answer("/a", BODY), artifact_expires_at=expired), limits)
 
-    assert text == f"the archive's URL expired at {expired:%Y-%m-%d %H:%M:%S} UTC"
+    assert text.startswith(f"the archive's URL expired at {expired:%Y-%m-%d %H:%M:%S} UTC")
     assert server.connections == 0
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import pytest
 
+from orchestrator.adapters.artifacts.contents import survey
 from orchestrator.adapters.artifacts.pack import existing_archive, pack_directory
 from orchestrator.domain.errors import InfrastructureError, UsageError
 from orchestrator.submission.archive import unpack
@@ -115,49 +116,94 @@ def test_other_content_gives_another_archive(source: Path, store: Path) -> None:
 
 def test_an_archive_that_is_there_already_is_not_written_again(source: Path, store: Path) -> None:
     first = pack_directory(source, store)
+    os.utime(first.path, (1, 1))
     before = first.path.stat()
 
     again = pack_directory(source, store).path.stat()
 
-    assert (again.st_ino, again.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert again.st_ino == before.st_ino
+    assert again.st_mtime > 1  # who clears up old archives sees that it is in use
 
 
 def test_a_directory_without_an_agent_is_refused(tmp_path: Path, store: Path) -> None:
     (tmp_path / "empty").mkdir()
 
-    with pytest.raises(UsageError, match=r"empty is no submission: it has no agent\.py"):
+    with pytest.raises(UsageError, match=r"empty is no submission: it has neither agent\.py .* nor main\.py"):
         pack_directory(tmp_path / "empty", store)
 
     assert not store.exists()
 
 
 @pytest.mark.parametrize("target", ["agent.py", "weights", "nowhere", "/etc/passwd"])
-def test_links_are_refused_by_name(source: Path, store: Path, target: str) -> None:
+def test_links_are_left_out_and_named(source: Path, target: str) -> None:
     (source / "weights" / "link").symlink_to(target)
 
-    with pytest.raises(UsageError, match="weights/link is a symbolic link, which cannot be packed"):
+    contents = survey(source)
+
+    assert "weights/link" not in contents.files
+    (left_out,) = contents.left_out
+    assert left_out.path == "weights/link"
+    assert left_out.surprising
+    assert "a symbolic link" in left_out.reason
+
+
+def test_a_link_in_the_place_of_the_entry_point_is_refused(source: Path, store: Path) -> None:
+    (source / "agent.py").rename(source / "real.py")
+    (source / "agent.py").symlink_to("real.py")
+
+    with pytest.raises(UsageError, match=r"agent\.py cannot be packed: it is a symbolic link"):
         pack_directory(source, store)
 
     assert not store.exists()
 
 
-def test_links_among_what_is_left_out_do_not_matter(source: Path, store: Path) -> None:
-    (source / ".venv").symlink_to("/nowhere")
-    (source / "old.pyc").symlink_to("/nowhere")
-
-    assert ".venv" not in members(pack_directory(source, store).path)
-
-
-def test_pipes_and_sockets_are_refused_by_name(source: Path, store: Path) -> None:
+def test_pipes_sockets_and_empty_directories_are_left_out_and_named(source: Path) -> None:
     os.mkfifo(source / "pipe")
-    with pytest.raises(UsageError, match="pipe is no plain file"):
-        pack_directory(source, store)
-    (source / "pipe").unlink()
-
+    (source / "out").mkdir()
     with socket.socket(socket.AF_UNIX) as bound:
         bound.bind(str(source / "socket"))
-        with pytest.raises(UsageError, match="socket is no plain file"):
-            pack_directory(source, store)
+
+        left_out = {each.path: each.reason.partition(":")[0] for each in survey(source).left_out}
+
+    assert left_out == {"out": "an empty directory", "pipe": "a pipe", "socket": "a socket"}
+
+
+def test_what_tools_leave_behind_is_left_out_without_surprise(source: Path) -> None:
+    for name in (".venv", "venv", ".git", ".idea"):
+        (source / name).mkdir()
+    (source / "mine" / "bin").mkdir(parents=True)
+    (source / "mine" / "pyvenv.cfg").write_text("")
+    for name in ("agent.py~", ".agent.py.swp", ".DS_Store", "old.pyc"):
+        (source / name).write_text("x")
+    (source / ".#agent.py").symlink_to("somebody@somewhere")
+
+    contents = survey(source)
+
+    assert sorted(contents.files) == ["agent.py", "run.sh", "weights-of-old", "weights/large.bin"]
+    assert len(contents.left_out) == 10
+    assert not any(each.surprising for each in contents.left_out)
+
+
+def test_what_a_container_would_refuse_is_refused_here(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (source / "/".join(["deep"] * 40)).mkdir(parents=True)
+    (source / "/".join(["deep"] * 40) / "file").write_text("")
+    with pytest.raises(UsageError, match="its path is too long or too deep"):
+        survey(source)
+    shutil.rmtree(source / "deep")
+
+    with (source / "weights" / "large.bin").open("r+b") as file:
+        file.truncate(9 * 2**30)  # a hole: it takes no disk
+    with pytest.raises(UsageError, match=r"966\d+ bytes, above the limit of 8589934592"):
+        survey(source)
+
+
+def test_either_entry_point_makes_a_submission_and_of_both_agent_py_counts(source: Path) -> None:
+    (source / "main.py").write_text("")
+    assert survey(source).entry_point == "agent.py"
+
+    (source / "agent.py").unlink()
+
+    assert survey(source).entry_point == "main.py"
 
 
 @pytest.mark.parametrize("name", ["a\\b", "a\nb", os.fsdecode(b"\xff")])

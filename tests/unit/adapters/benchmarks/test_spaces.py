@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import pickle
+import tracemalloc
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -210,6 +212,16 @@ def test_integers_are_clipped_before_they_could_wrap_round() -> None:
     assert clipped == 2
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+@pytest.mark.parametrize("number", [3, 9])
+def test_a_box_without_dimensions_gives_an_array_whether_clipped_or_not(dtype: Any, number: int) -> None:
+    action, clipped = from_wire(spaces.Box(0, 5, (), dtype), number)
+
+    assert isinstance(action, np.ndarray)
+    assert (action.dtype, action.shape, action.item()) == (dtype, (), min(number, 5))
+    assert clipped == (number > 5)
+
+
 def test_a_fraction_for_a_box_of_integers_is_refused() -> None:
     with pytest.raises(InvalidAction, match="fraction"):
         from_wire(spaces.Box(0, 255, (1,), np.uint8), [0.5])
@@ -344,6 +356,50 @@ def test_parts_of_a_chunk_that_disagree_on_its_length_are_refused() -> None:
 def test_an_empty_chunk_is_refused(space: spaces.Space[Any], reply: Any) -> None:
     with pytest.raises(InvalidAction, match="at least one"):
         split_chunk(space, reply)
+
+
+@pytest.mark.parametrize(
+    ("space", "reply"),
+    [
+        (GRIPPER, np.zeros(2**20, np.uint8)),
+        (ARM, np.zeros((10_001, 4), np.uint8)),
+        (spaces.Box(-1, 1, (0,)), np.zeros((2**40, 0), np.float32)),
+        (NESTED, [{}] * 10_001),
+        (NESTED, {"arm/joints": np.zeros((2**20, 4), np.int8), "arm/gripper": 0, "lamps": [0, 1]}),
+        (spaces.Text(4), ["a"] * 10_001),
+    ],
+)
+def test_a_chunk_of_very_many_actions_is_refused_before_it_is_cut(
+    space: spaces.Space[Any], reply: Any
+) -> None:
+    with pytest.raises(InvalidAction, match="above the limit of 10000"):
+        split_chunk(space, reply)
+
+
+@pytest.mark.parametrize(
+    ("space", "reply"),
+    [
+        (ARM, ["x" * 100_000] + ["a"] * 20_000),
+        (ARM, [b"x" * 100_000] + [b"a"] * 20_000),
+        (ARM, [["x" * 100_000]] + [[1]] * 20_000),
+        (ARM, [np.zeros(2**20, np.uint8)] * 7 + [np.zeros(2**20)]),
+        (PAIR, {b"\xff" * 2**20: 1}),
+        (PAIR, {"x" * 2**20: 1}),
+    ],
+    ids=["texts", "bytes", "nested texts", "arrays", "key of bytes", "key"],
+)
+def test_a_small_reply_never_becomes_a_large_array(space: spaces.Space[Any], reply: Any) -> None:
+    """numpy gives every text of a list the room of the longest one: gigabytes for some kilobytes."""
+    tracemalloc.start()
+    try:
+        for read in (split_chunk, from_wire):
+            with suppress(InvalidAction):
+                read(space, reply)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert peak < 8 * 2**20
 
 
 # ---------------------------------------------------------------------------------------- any reply

@@ -8,7 +8,8 @@ import socket
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 from orchestrator.submission.wire import packb
 
@@ -31,9 +32,23 @@ class Peer:
     def __init__(self, sock: socket.socket, finished: threading.Event) -> None:
         self.socket = sock
         self.finished = finished  # set when the test is over
+        self.challenge = b""  # what a client with a session key began with
+        self.request: dict[str, Any] = {}  # what it asked for then
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
+
+    def reset(self) -> None:
+        """Cut the connection with an RST, now."""
+        self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.socket.close()
+
+    def drip(self, data: bytes, seconds: float = 0.02) -> None:
+        """A byte at a time, until the test is over."""
+        for byte in data:
+            self.send(bytes([byte]))
+            if self.finished.wait(seconds):
+                return
 
     def read_http_head(self) -> bytes:
         data = b""
@@ -41,32 +56,34 @@ class Peer:
             data += self._some()
         return data
 
-    def upgrade(self, metadata: object = None, behind: bytes = b"") -> None:
-        """The opening handshake and the metadata, in one write with `behind`."""
+    def upgrade(self, metadata: object = None, behind: bytes = b"", header: bytes = b"") -> None:
+        """The opening handshake and the metadata, in one write with `behind`; bytes are sent as they are."""
         head = self.read_http_head()
         key = next(
             line.split(b":")[1].strip() for line in head.split(b"\r\n") if b"Sec-WebSocket-Key:" in line
         )
         magic = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
         accept = base64.b64encode(hashlib.sha1(key + magic).digest())
+        greeting = metadata if isinstance(metadata, bytes) and metadata else frame(packb(metadata or {}))
         self.send(
             b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-            b"Sec-WebSocket-Accept: " + accept + b"\r\n\r\n" + frame(packb(metadata or {})) + behind
+            b"Sec-WebSocket-Accept: " + accept + b"\r\n" + header + b"\r\n" + greeting + behind
         )
 
     def read_frame(self) -> tuple[int, bytes]:
         """Opcode and payload of the client's next frame."""
-        head = self._exactly(2)
+        head = self.exactly(2)
         length = head[1] & 0x7F
         if length == 126:
-            (length,) = struct.unpack("!H", self._exactly(2))
+            (length,) = struct.unpack("!H", self.exactly(2))
         elif length == 127:
-            (length,) = struct.unpack("!Q", self._exactly(8))
-        mask = self._exactly(4)
-        payload = self._exactly(length)
+            (length,) = struct.unpack("!Q", self.exactly(8))
+        mask = self.exactly(4)
+        payload = self.exactly(length)
         return head[0] & 0x0F, bytes(byte ^ mask[index % 4] for index, byte in enumerate(payload))
 
-    def _exactly(self, count: int) -> bytes:
+    def exactly(self, count: int) -> bytes:
+        """So many bytes of the client's."""
         data = b""
         while len(data) < count:
             data += self._some(count - len(data))
@@ -80,21 +97,25 @@ class Peer:
 
 
 @contextmanager
-def scripted_server(script: Script) -> Iterator[int]:
-    """The port of a server that plays `script` with its one client."""
+def scripted_server(script: Script, *, clients: int = 1) -> Iterator[int]:
+    """The port of a server that plays `script` with its first `clients` clients, one after another."""
     finished = threading.Event()
     failures: list[BaseException] = []
 
     def run() -> None:
-        try:
-            sock, _ = listener.accept()
-            sock.settimeout(10)
-            with sock:
-                script(Peer(sock, finished))
-        except OSError:
-            return  # the client hung up, as it should
-        except BaseException as error:
-            failures.append(error)
+        for _ in range(clients):
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return  # the test is over, or nobody came
+            try:
+                sock.settimeout(10)
+                with sock:
+                    script(Peer(sock, finished))
+            except OSError:
+                continue  # the client hung up, as it should
+            except BaseException as error:
+                failures.append(error)
 
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(10)
@@ -104,6 +125,8 @@ def scripted_server(script: Script) -> Iterator[int]:
             yield listener.getsockname()[1]
         finally:
             finished.set()
+            with suppress(OSError):
+                listener.shutdown(socket.SHUT_RDWR)  # wakes the thread up
             thread.join(20)
     assert not thread.is_alive()
     assert not failures, failures

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -31,8 +32,8 @@ def archive(tmp_path: Path) -> Path:
     return path
 
 
-def client(port: int) -> SubmissionHostClient:
-    return SubmissionHostClient(Endpoint("127.0.0.1", port), KEY, grace_seconds=0.2)
+def client(port: int, grace_seconds: float = 0.2) -> SubmissionHostClient:
+    return SubmissionHostClient(Endpoint("127.0.0.1", port), KEY, grace_seconds=grace_seconds)
 
 
 class ScriptedHost:
@@ -83,7 +84,7 @@ def state(name: str, ok: bool = True, error: str | None = None) -> dict[str, Any
 async def test_it_asks_until_the_policy_serves(archive: Path) -> None:
     answers = state("waiting"), state("loading"), state("loading"), None, state("loading"), state("serving")
     with ScriptedHost(*answers) as host:
-        await client(host.port).push_archive(archive, SHA256.upper(), 20)
+        await client(host.port, grace_seconds=20).push_archive(archive, SHA256.upper(), 20)
 
     assert host.requests[0] == {"op": "push", "size": 10, "sha256": SHA256}
     assert [request["op"] for request in host.requests[1:]] == ["status"] * 4
@@ -145,6 +146,49 @@ async def test_loading_beyond_the_deadline_is_the_submissions(archive: Path) -> 
         pytest.raises(SubmissionError, match=r'within 0.5 s; it stands at:\n  File "agent.py", line 3'),
     ):
         await client(host.port).push_archive(archive, SHA256, 0.5)
+
+
+async def test_start_up_time_stands_still_while_the_environment_is_made_which_is_told(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    passed = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(passed))
+    monkeypatch.setattr("orchestrator.adapters.policies.host_client.time", clock)
+
+    async def tell(what: str) -> None:
+        told.append(what)
+        passed.append(100.0 if what else 0.0)  # longer than there is to load
+
+    preparing = [
+        state("preparing") | {"where": where} for where in ("looks", "installs", "installs", "tries")
+    ]
+    answers = state("waiting"), state("loading"), *preparing, state("loading"), state("serving")
+    with ScriptedHost(*answers) as host:
+        await client(host.port).push_archive(archive, SHA256, 20, tell)
+
+    assert told == ["looks", "installs", "tries", ""]
+
+
+async def test_an_environment_that_is_never_made_ends_the_wait(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.adapters.policies.host_client.PREPARATION_GRACE_SECONDS", 0.1)
+    preparing = state("preparing") | {"where": "installs requirements.txt"}
+    with ScriptedHost(state("waiting"), *[preparing] * 200) as host:
+        endpoint = Endpoint("127.0.0.1", host.port)
+        impatient = SubmissionHostClient(endpoint, KEY, environment_timeout_seconds=0.2)
+        with pytest.raises(SubmissionError, match=r"installs requirements\.txt"):
+            await impatient.push_archive(archive, SHA256, 20)
+
+
+async def test_a_failure_that_the_host_takes_upon_itself_is_no_fault_of_the_submission(archive: Path) -> None:
+    failed = state("failed", False, "no space left") | {"ours": True}
+    with (
+        ScriptedHost(state("waiting"), state("loading"), failed) as host,
+        pytest.raises(InfrastructureError, match="no space left"),
+    ):
+        await client(host.port).push_archive(archive, SHA256, 20)
 
 
 async def test_nobody_at_the_port_is_lost(archive: Path) -> None:

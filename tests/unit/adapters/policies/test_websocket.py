@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import pickle
 import resource
 import socket
 import struct
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -94,12 +96,9 @@ def test_a_reply_in_drips_is_late_at_the_deadline_of_the_whole_message() -> None
             if peer.finished.wait(0.05):
                 return
 
-    with connected(script) as connection:
-        started_at = time.monotonic()
-        with pytest.raises(PolicyLate):
-            connection.act(OBSERVATION, 0.3)
-
-        assert time.monotonic() - started_at < 1.5
+    # No single byte is late: only a deadline of the whole message ends this.
+    with connected(script) as connection, pytest.raises(PolicyLate):
+        connection.act(OBSERVATION, 0.3)
 
 
 def test_a_reply_in_pieces_within_the_deadline_is_whole() -> None:
@@ -154,6 +153,56 @@ def test_endless_empty_fragments_are_refused() -> None:
 
     with connected(script) as connection, pytest.raises(PolicyProtocolError, match="fragments"):
         connection.act(OBSERVATION, 10)
+
+
+MIB = 2**20
+LARGE = b"\x82" + struct.pack("!BQ", 127, 32 * MIB) + bytes(16 * MIB)  # and half of it to come
+LARGE_FRAGMENT = frame(bytes(16 * MIB), fin=False)
+
+
+@pytest.mark.parametrize(
+    ("metadata", "reply"),
+    [
+        (b"", LARGE),
+        (b"", LARGE_FRAGMENT),
+        (b"", LARGE_FRAGMENT + b"\x83\x00"),
+        (b"", LARGE_FRAGMENT + b"\x80" + struct.pack("!BQ", 127, 2**40)),
+        (b"", frame(bytes(16 * MIB))),
+        (b"", frame(packb({"actions": bytes(16 * MIB)})) * 2),
+        (b"", frame(b"\x03\xe8", 8)),
+        (LARGE, b""),
+        (LARGE_FRAGMENT + b"\x83\x00", b""),
+        (frame(packb([bytes(16 * MIB)])), b""),
+    ],
+)
+def test_a_discarded_connection_keeps_nothing_that_it_received(metadata: bytes, reply: bytes) -> None:
+    """Also before the garbage collector comes round: it does not know how large its cycles are."""
+
+    def script(peer: Peer) -> None:
+        peer.upgrade(metadata=metadata)
+        if not metadata:
+            peer.read_frame()
+            peer.send(reply)
+
+    def drive_until_the_error(port: int) -> None:
+        connection = WebSocketConnector("127.0.0.1", port).connect(30)
+        while True:
+            connection.act(OBSERVATION, 30)
+
+    gc.collect()
+    gc.disable()
+    tracemalloc.start()
+    try:
+        with scripted_server(script) as port:
+            before, _ = tracemalloc.get_traced_memory()
+            with pytest.raises(PolicyError):
+                drive_until_the_error(port)
+            kept = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+
+    assert kept < 200_000
 
 
 def object_array() -> bytes:
@@ -248,7 +297,10 @@ def test_pings_between_observations_are_answered_and_harmless() -> None:
         connection.act(OBSERVATION, 10)
 
 
-@pytest.mark.parametrize("sequence", [None, 0, 2, "1", 1.5])
+LOOKALIKES = [True, 1.0, np.int64(1), np.array(1), np.array([1]), np.array([1, 1]), [1]]
+
+
+@pytest.mark.parametrize("sequence", [None, 0, 2, "1", 1.5, *LOOKALIKES])
 def test_a_reply_with_another_number_is_refused(sequence: object) -> None:
     reply = frame(packb({"actions": 1, "__sequence__": sequence}))
 
@@ -260,7 +312,15 @@ def test_a_reply_with_another_number_is_refused(sequence: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "reply", [{}, {"__orchestrator__": "reset"}, {"__orchestrator__": "reset", "sequence": 9}, {"actions": 1}]
+    "reply",
+    [
+        {},
+        {"__orchestrator__": "reset"},
+        {"__orchestrator__": "reset", "sequence": 9},
+        {"__orchestrator__": np.array([1, 2]), "sequence": 1},
+        *({"__orchestrator__": "reset", "sequence": lookalike} for lookalike in LOOKALIKES),
+        {"actions": 1},
+    ],
 )
 def test_a_reset_needs_its_own_answer(reply: dict[str, object]) -> None:
     with (
@@ -270,7 +330,7 @@ def test_a_reset_needs_its_own_answer(reply: dict[str, object]) -> None:
         connection.reset(0, 1, 10)
 
 
-@pytest.mark.parametrize("extensions", ["reset", {"reset": 1}, [["reset"]], None, 5])
+@pytest.mark.parametrize("extensions", ["reset", {"reset": 1}, [["reset"]], None, 5, [np.zeros(2)]])
 def test_odd_announcements_count_as_none(extensions: object) -> None:
     with connected(answering(metadata={"extensions": extensions})) as connection:
         assert not connection.supports_reset
@@ -333,15 +393,13 @@ def test_a_ping_flood_does_not_move_the_deadline() -> None:
     def script(peer: Peer) -> None:
         peer.upgrade()
         peer.read_frame()
-        while not peer.finished.is_set():
+        until = time.monotonic() + 8
+        while not peer.finished.is_set() and time.monotonic() < until:
             peer.send(frame(b"x" * 100, 9) * 10)
+        peer.send(ACTION)  # which nobody waits for any more
 
-    with connected(script) as connection:
-        started_at = time.monotonic()
-        with pytest.raises(PolicyError):
-            connection.act(OBSERVATION, 0.3)
-
-        assert time.monotonic() - started_at < 3
+    with connected(script) as connection, pytest.raises(PolicyError):
+        connection.act(OBSERVATION, 0.3)
 
 
 def test_an_observation_that_cannot_be_sent_leaves_the_connection_whole() -> None:

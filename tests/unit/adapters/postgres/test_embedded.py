@@ -119,6 +119,14 @@ def processes_of(data_dir: Path) -> list[psutil.Process]:
     return found
 
 
+def is_dead(pid: int) -> bool:
+    """Whether it has ended; where the first process of a container reaps nobody it stays as a zombie."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
 def end_processes_of(data_dir: Path) -> None:
     for process in processes_of(data_dir):
         with contextlib.suppress(psutil.NoSuchProcess):
@@ -283,7 +291,7 @@ async def test_postgres_ends_with_a_killed_guardian_and_the_next_start_takes_its
         await pool.execute("CREATE TABLE kept AS SELECT 7 AS number")
         before = state_of(data_dir)
         os.kill(before.guardian_pid, signal.SIGKILL)
-        await until(lambda: not psutil.pid_exists(before.pid))
+        await until(lambda: is_dead(before.pid))
 
         async with embedded_postgres(data_dir):
             number = await retrying(lambda: pool.fetchval("SELECT number FROM kept"), deadline_seconds=30)

@@ -189,10 +189,12 @@ async def test_an_operation_on_a_lost_connection_is_retried_on_a_new_one(pool):
         asyncpg.CrashShutdownError("terminating connection because of crash of another server process"),
         asyncpg.TooManyConnectionsError("sorry, too many clients already"),
         asyncpg.SerializationError("could not serialize access"),
+        asyncpg.LockNotAvailableError("canceling statement due to lock timeout"),
+        asyncpg.QueryCanceledError("canceling statement due to statement timeout"),
     ],
     ids=lambda error: type(error).__name__,
 )
-async def test_every_error_of_a_restarting_server_is_retried(error: Exception):
+async def test_every_error_of_a_restarting_or_busy_server_is_retried(error: Exception):
     errors = [error]
 
     async def fail_once() -> str:

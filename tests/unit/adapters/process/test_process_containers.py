@@ -126,12 +126,24 @@ def shim_of(base: Path, spec: ContainerSpec) -> ProcessIdentity:
 
 
 def container_processes(base: Path, spec: ContainerSpec) -> list[psutil.Process]:
-    found = marked_with(directory_of(base, spec).marker)
-    return [psutil.Process(identity.pid) for identity in found if identity.alive]
+    found = []
+    for identity in marked_with(directory_of(base, spec).marker):
+        with contextlib.suppress(psutil.NoSuchProcess):  # it has ended since
+            process = psutil.Process(identity.pid)
+            found += [process] if identity.alive else []
+    return found
+
+
+async def logged(containers: ProcessContainers, handle: str) -> str:
+    """The log once a whole line is in it: what was printed may still be on its way there."""
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        while "\n" not in (log := await containers.logs(handle, 1000)):
+            await asyncio.sleep(0.02)
+    return log
 
 
 async def daemon_of(containers: ProcessContainers, handle: str) -> ProcessIdentity:
-    printed = (await containers.logs(handle, 1000)).split()
+    printed = (await logged(containers, handle)).split()
     daemon = identity_of(int(printed[printed.index("daemon") + 1]))
     assert daemon is not None
     return daemon
@@ -440,4 +452,4 @@ async def test_cores_set_the_number_of_threads(base: Path, spec: ContainerSpec) 
     wider = dataclasses.replace(spec, limits=ContainerLimits(cpus=2.5))
     containers, handle = await started(base, wider, "print(os.environ['OMP_NUM_THREADS']); " + WAIT_FOREVER)
 
-    assert await containers.logs(handle, 100) == "2\n"
+    assert await logged(containers, handle) == "2\n"

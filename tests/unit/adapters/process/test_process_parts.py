@@ -169,3 +169,14 @@ def test_an_end_survives_its_record(tmp_path: Path) -> None:
     directory.write_end(end)
 
     assert directory.read_end() == end
+
+
+def test_a_record_of_another_version_counts_as_none(tmp_path: Path) -> None:
+    directory = ContainerDirectory.of(tmp_path, uuid4(), uuid4())
+    directory.root.mkdir(parents=True)
+    for path in (directory.spec_file, directory.processes_file, directory.status_file):
+        write_json(path, {"kind": "a kind of tomorrow", "fields": "other ones"})
+
+    assert directory.read_spec() is None
+    assert directory.read_processes() is None
+    assert directory.read_end() is None
