@@ -62,6 +62,7 @@ EXAMPLES = (
     "episode_data",
     "episode_step_data",
 )
+BOUNDS = {"ge": "minimum", "gt": "exclusiveMinimum", "le": "maximum"}
 POWERS = {2**63 - 1: "2^63 - 1", 2**31 - 1: "2^31 - 1", -(2**31): "-2^31", 2**50: "2^50", 16 * 2**20: "2^24"}
 
 
@@ -108,7 +109,8 @@ def type_in_words(field: dict[str, Any], definitions: dict[str, Any]) -> str:
         name = field["$ref"].rpartition("/")[2]
         return {"JobStatus": "a [status](#statuses)", "Resources": "[object](#resources)"}[name]
     options = [option for option in field.get("anyOf", [field]) if option.get("type") != "null"]
-    (option,) = options
+    # pydantic leaves the names of its own arguments where a validator of ours comes before the bounds.
+    (option,) = [{BOUNDS.get(key, key): value for key, value in option.items()} for option in options]
     if "$ref" in option:
         return type_in_words(option, definitions)
     if "const" in option:
@@ -181,7 +183,7 @@ def every_extra() -> dict[str, Any]:
     """`extra_data` with all that it can hold."""
     faulty = [outcome(fault=fault, episode_id=number) for number, fault in enumerate(FaultClass)]
     result = build_result(
-        a_job(seed_group="spring"),
+        a_job(seed_group="spring", tags={"team": "blue"}, of_theirs=1),
         JobStatus.FAILED,
         [outcome(episode_id=99), *faulty],
         20,
