@@ -14,6 +14,7 @@ import random
 import secrets
 import shutil
 import socket
+import sys
 import tarfile
 import time
 import tracemalloc
@@ -44,8 +45,9 @@ from orchestrator.submission.handshake import (
     prove_as_client,
     prove_as_server,
 )
-from orchestrator.submission.host import SubmissionHost
 from orchestrator.submission.policy_server import PolicyServer
+from orchestrator.submission.preparation import Prepared
+from orchestrator.submission.reception import SubmissionHost
 from orchestrator.submission.transport import ByteStream, ConnectionLost
 from orchestrator.submission.wire import WireError, WireLimits, packb, unpackb
 from tests.fuzz.inputs import (
@@ -417,6 +419,10 @@ def _archive() -> bytes:
     return buffer.getvalue()
 
 
+def _needs_nothing(directory: Path, sha256: str, tell: Callable[[str], None]) -> Prepared:
+    return Prepared(sys.executable, {})
+
+
 class Host:
     """The submission host behind its door: challenge, request, archive."""
 
@@ -445,7 +451,8 @@ class Host:
             before = damaged(rng, before)
         elif spoilt == 1:
             behind = damaged(rng, behind)
-        host = SubmissionHost(self._workdir, 10_000, ArchiveLimits(10_000, 10, 10, 10_000), SOON_SECONDS)
+        limits = ArchiveLimits(10_000, 10, 10, 10_000)
+        host = SubmissionHost(self._workdir, 10_000, limits, SOON_SECONDS, _needs_nothing)
         with local_pair() as (ours, peer):
             peer.sendall(before + behind)
             peer.shutdown(socket.SHUT_WR)
@@ -476,10 +483,10 @@ class HostReplies:
     def __init__(self, workdir: Path) -> None:
         self._archive = workdir / "archive"
         self._archive.write_bytes(b"some bytes")
-        known = ("waiting", "loading", "serving", "failed")
+        known = ("waiting", "preparing", "loading", "serving", "failed")
         states = (*known, *known, "dancing", None, ["waiting"])
         self._replies = [
-            {"ok": ok, "state": state, "error": error}
+            {"ok": ok, "state": state, "error": error, "where": error, "ours": ok}
             for state in states
             for ok, error in ((True, None), (False, "no"), (1, 5), (None, ["x"]))
         ]
@@ -495,10 +502,10 @@ class HostReplies:
             call: Any = SimpleNamespace(connect=lambda endpoint, deadline: stream)
             deadline = time.monotonic() + SOON_SECONDS
             try:
-                state = client._advance(self._archive, "AB" * 32, rng.random() < 0.3, deadline, call)
+                answer = client._advance(self._archive, "AB" * 32, rng.random() < 0.3, deadline, call)
             except (*REFUSALS, SubmissionError, InfrastructureError) as error:
                 return type(error).__name__
-        return f"the host is {state.value}"
+        return f"the host is {answer.state.value}"
 
     def _reply(self, rng: random.Random) -> bytes:
         packed = packb(rng.choice(self._replies))

@@ -190,7 +190,7 @@ def every_extra() -> dict[str, Any]:
         validator_hotkey="local",
         versions={"python": "1.2.3"},
         success_rule="as the environment says",
-        extra={"epochs": 1, "failure": "submission"},
+        extra={"epochs": 1, "failure": "submission", "out_of_bounds_actions": "clip"},
     )
     assert result.extra_data is not None
     return result.extra_data
