@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
+import re
+import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import asyncpg
@@ -23,10 +25,11 @@ from orchestrator.domain.errors import InfrastructureError
 from orchestrator.logging import get_logger
 from orchestrator.ray_session import make_session_directory, remove_session
 from orchestrator.settings import Settings
-from orchestrator.waiting import uninterrupted
+from orchestrator.waiting import DaemonThread, uninterrupted
 
 log = get_logger()
 
+RAY_ADDRESS_SECONDS = 10.0
 RAY_START_SECONDS = 180.0
 RAY_STOP_SECONDS = 60.0
 DATABASE_PATIENCE_SECONDS = 60.0
@@ -64,6 +67,7 @@ async def joined_or_local_ray(cpus: int) -> AsyncIterator[bool]:
     """
     address = os.environ.get("RAY_ADDRESS")
     if address:
+        await _check_address(address)
         async with _ray(lambda ray: ray.init(address=address, log_to_driver=False, logging_level="ERROR")):
             yield False
         return
@@ -86,26 +90,53 @@ async def joined_or_local_ray(cpus: int) -> AsyncIterator[bool]:
         await uninterrupted(asyncio.to_thread(remove_session, directory))
 
 
-@asynccontextmanager
-async def _ray(init: Callable[[Any], Any], clear: Callable[[], None] = lambda: None) -> AsyncIterator[None]:
-    given_up = threading.Event()
-    starting = asyncio.create_task(asyncio.to_thread(_init_twice, init, clear, given_up))
+async def _check_address(address: str) -> None:
+    """Return silently if somebody listens there: `ray.init` would try for ever, and say so in its own words.
+
+    Raises:
+        InfrastructureError: nobody does.
+    """
+    place = re.fullmatch(r"(?:ray://)?(\[[^\]]+\]|[^:/]+):(\d+)", address)
+    if place is None:  # such as "auto": Ray knows where to look
+        return
     try:
-        await asyncio.wait_for(asyncio.shield(starting), RAY_START_SECONDS)
+        async with asyncio.timeout(RAY_ADDRESS_SECONDS):
+            _, writer = await asyncio.open_connection(place[1].strip("[]"), int(place[2]))
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or str(error) or f"no answer in {RAY_ADDRESS_SECONDS:g} s"
+        raise InfrastructureError(f"no Ray cluster can be reached at RAY_ADDRESS={address}: {why}") from error
+    writer.close()
+
+
+@asynccontextmanager
+async def _ray(init: Callable[[Any], Any], clear: Callable[[], None] | None = None) -> AsyncIterator[None]:
+    """Ray for the block. `clear` removes what a start left; None where nothing is started, but joined."""
+    given_up = threading.Event()
+    thread = DaemonThread()  # Ray's processes end with the thread that started them
+    starting = thread.call(partial(_init_twice, init, clear or (lambda: None), given_up))
+    starting.add_done_callback(lambda start: start.cancelled() or start.exception())  # seen, if nobody waits
+    try:
+        # Not `wait_for`, which in Python 3.11 forgets a cancellation where the start has just ended.
+        async with asyncio.timeout(RAY_START_SECONDS):
+            await asyncio.shield(starting)
     except TimeoutError as error:
         given_up.set()
-        starting.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody waits for it
         raise InfrastructureError(f"Ray was not up within {RAY_START_SECONDS:g} s") from error
     except asyncio.CancelledError:
-        # `ray.init` cannot be interrupted; what it starts has to be stopped all the same.
-        with contextlib.suppress(InfrastructureError, TimeoutError):
-            await asyncio.wait_for(starting, RAY_START_SECONDS)
-        await uninterrupted(_shut_down())
+        given_up.set()
+        if clear is not None:  # `ray.init` cannot be interrupted, and its processes must not outlive us
+            await uninterrupted(_until_done(starting))
+        if starting.done():
+            await uninterrupted(_shut_down(thread))
         raise
     try:
         yield
     finally:
-        await uninterrupted(_shut_down())
+        await uninterrupted(_shut_down(thread))
+
+
+async def _until_done(starting: asyncio.Future[None]) -> None:
+    await asyncio.wait({starting}, timeout=RAY_START_SECONDS)
 
 
 def _init_twice(init: Callable[[Any], Any], clear: Callable[[], None], given_up: threading.Event) -> None:
@@ -130,13 +161,15 @@ def _init_twice(init: Callable[[Any], Any], clear: Callable[[], None], given_up:
             log.warning("ray_not_up", why=str(error), next="tries once more")
 
 
-async def _shut_down() -> None:
+async def _shut_down(thread: DaemonThread) -> None:
     import ray
 
     try:
-        await asyncio.wait_for(asyncio.to_thread(ray.shutdown), RAY_STOP_SECONDS)
+        async with asyncio.timeout(RAY_STOP_SECONDS):
+            await thread.call(ray.shutdown)
     except TimeoutError:
         log.warning("ray_still_stopping", seconds=RAY_STOP_SECONDS)
+    thread.end()
 
 
 @dataclass(frozen=True)
@@ -180,17 +213,36 @@ async def is_live(pool: asyncpg.Pool[asyncpg.Record]) -> bool:
 
 
 class Liveness:
-    """Tells whether a consumer has worked on the database lately; its restart is no reason to give up."""
+    """Tells whether a control plane has worked lately; a restart of its consumer is no reason to give up.
+
+    It works while a consumer is connected to the database and, where this process belongs to its cluster, a
+    node lives: actors outlast their node's manager, but nothing can be started any more.
+    """
 
     def __init__(self, pool: asyncpg.Pool[asyncpg.Record]) -> None:
         self._pool = pool
         self._looked_at = self._seen_at = time.monotonic()
 
     async def is_gone(self) -> bool:
-        """Whether no consumer was seen for `GONE_SECONDS`; asks the database every now and then only."""
+        """Whether none was seen for `GONE_SECONDS`; asks the database and Ray every now and then only."""
         now = time.monotonic()
         if now - self._looked_at >= LOOK_EVERY_SECONDS:
             self._looked_at = now
-            if await is_live(self._pool):
+            if await is_live(self._pool) and await _some_node_lives():
                 self._seen_at = time.monotonic()
         return time.monotonic() - self._seen_at > GONE_SECONDS
+
+
+async def _some_node_lives() -> bool:
+    """Whether this process's Ray cluster has a living node; True where it belongs to none."""
+    ray = sys.modules.get("ray")
+    if ray is None or not ray.is_initialized():
+        return True
+    from orchestrator.actors.ray_supervisors import off_loop
+
+    try:
+        nodes = await off_loop(ray.nodes)
+    except InfrastructureError as error:
+        log.warning("cluster_does_not_answer", why=str(error))
+        return False
+    return any(node["Alive"] for node in nodes)

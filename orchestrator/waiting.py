@@ -1,9 +1,13 @@
-"""Waits that a cancelled command must still see to their end."""
+"""Waits that a cancelled command must still see to their end, and others that it must not."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -26,3 +30,60 @@ async def uninterrupted(work: Coroutine[Any, Any, T]) -> T:
             task.exception()  # seen
         raise cancelled
     return task.result()
+
+
+class DaemonThread:
+    """A thread for blocking calls that may never return.
+
+    At its end a program waits for the threads of `asyncio.to_thread`, and for ever for one that hangs; it
+    does not wait for this one. The thread lives until `end`, for what a call starts may die with its thread
+    (PR_SET_PDEATHSIG), as the processes of `ray.init` do.
+    """
+
+    def __init__(self) -> None:
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="blocking-calls", daemon=True).start()
+
+    def call(self, function: Callable[[], T]) -> asyncio.Future[T]:
+        """What `function` returns or raises, after the calls before it."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[T] = loop.create_future()
+
+        def run() -> None:
+            settle: Callable[[], None]
+            try:
+                settle = partial(_set_result, future, function())
+            except BaseException as error:  # noqa: BLE001 - it is raised again where the future is awaited
+                settle = partial(_set_exception, future, error)
+            with contextlib.suppress(RuntimeError):  # the loop has ended meanwhile
+                loop.call_soon_threadsafe(settle)
+
+        self._calls.put(run)
+        return future
+
+    def end(self) -> None:
+        """Let the thread end after the calls before this one."""
+        self._calls.put(None)
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            call()
+
+
+def on_a_thread(function: Callable[[], T]) -> asyncio.Future[T]:
+    """What `function` returns or raises, called on a `DaemonThread` of its own."""
+    thread = DaemonThread()
+    try:
+        return thread.call(function)
+    finally:
+        thread.end()
+
+
+def _set_result(future: asyncio.Future[T], result: T) -> None:
+    if not future.done():  # else nobody waits any more
+        future.set_result(result)
+
+
+def _set_exception(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)

@@ -132,7 +132,7 @@ async def _serves(name: str, recipe: Recipe) -> bool:
     if actor is None:
         return False
     try:
-        return bool(await asyncio.wait_for(answer_of(actor.serves.remote(recipe)), PING_SECONDS))
+        return bool(await answer_of(actor.serves.remote(recipe), PING_SECONDS))
     except (TimeoutError, RayError, AttributeError) as error:  # other code may not know the method
         log.info("supervisor_does_not_say", actor=name, why=last_line(error))
         return False
@@ -142,9 +142,7 @@ async def _start(remote: Any, name: str, recipe: Recipe) -> None:
     """Make sure that the actor runs by this very recipe, and has its database open."""
     actor = await _actor_of(remote, name, recipe)
     try:
-        why = await asyncio.wait_for(
-            answer_of(actor.ready.remote(READY_SECONDS)), READY_SECONDS + PING_SECONDS
-        )
+        why = await answer_of(actor.ready.remote(READY_SECONDS), READY_SECONDS + PING_SECONDS)
     except (TimeoutError, RayError) as error:
         why = last_line(error)
     if why is not None:
@@ -157,7 +155,7 @@ async def _actor_of(remote: Any, name: str, recipe: Recipe) -> Any:
     for _ in range(START_TRIES):
         actor = await off_loop(remote.options(**options).remote, recipe)
         try:
-            if await asyncio.wait_for(answer_of(actor.serves.remote(recipe)), DECISION_SECONDS):
+            if await answer_of(actor.serves.remote(recipe), DECISION_SECONDS):
                 return actor
             # Left by a control plane that was killed: its database may be at another port now.
             why = "it works by another recipe"
@@ -190,7 +188,7 @@ async def _stop(recipe: Recipe, name: str, timeout_seconds: float) -> None:
         if actor is None:
             return
         with suppress(TimeoutError, RayError):
-            await asyncio.wait_for(answer_of(actor.stop.remote()), timeout_seconds)
+            await answer_of(actor.stop.remote(), timeout_seconds)
         await off_loop(ray.kill, actor, no_restart=True)
     except InfrastructureError as error:
         log.warning("actor_not_stopped", actor=name, why=str(error))

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -22,6 +23,7 @@ from orchestrator.actors.control_actors import (
 )
 from orchestrator.domain.errors import InfrastructureError
 from orchestrator.ports import ClaimRefusal
+from orchestrator.waiting import on_a_thread
 
 log = structlog.get_logger(__name__)
 
@@ -54,7 +56,7 @@ class RaySupervisors:
         for attempt in range(ENSURE_TRIES):
             supervisor = await off_loop(self._create, job_id)
             try:
-                decided = await asyncio.wait_for(answer_of(supervisor.decided.remote()), DECISION_SECONDS)
+                decided = await answer_of(supervisor.decided.remote(), DECISION_SECONDS)
                 return None if decided is None else ClaimRefusal(decided)
             except TimeoutError:
                 why = f"no decision in {DECISION_SECONDS:g} s"
@@ -76,7 +78,7 @@ class RaySupervisors:
         existing = await off_loop(find_actor, supervisor_name(job_id), self.recipe.namespace)
         if existing is not None:
             try:
-                await asyncio.wait_for(answer_of(existing.ping.remote()), PING_SECONDS)
+                await answer_of(existing.ping.remote(), PING_SECONDS)
                 return
             except TimeoutError:
                 await self._restart(job_id, existing)
@@ -104,7 +106,7 @@ class RaySupervisors:
         if existing is None:
             return
         with suppress(TimeoutError, RayError):
-            await asyncio.wait_for(answer_of(existing.stop.remote()), PING_SECONDS)
+            await answer_of(existing.stop.remote(), PING_SECONDS)
         if await self._is_gone(job_id, PING_SECONDS):
             return
         # A kill for good frees the name, but leaves a stopped process alive. One with a restart ends it, and
@@ -136,14 +138,17 @@ class RaySupervisors:
 
 
 async def off_loop(call: Callable[..., T], *args: Any, **options: Any) -> T:
-    """What a blocking call of Ray returns, made on a thread.
+    """What a blocking call of Ray returns, made on a thread that the end of the program does not wait for.
+
+    A call on a cluster that dies meanwhile may never return.
 
     Raises:
         InfrastructureError: Ray gives no answer in time, or an error.
     """
     name = getattr(call, "__name__", "a call")
     try:
-        return await asyncio.wait_for(asyncio.to_thread(call, *args, **options), RAY_CALL_SECONDS)
+        async with asyncio.timeout(RAY_CALL_SECONDS):
+            return await on_a_thread(partial(call, *args, **options))
     except TimeoutError as error:
         raise InfrastructureError(f"Ray does not answer ({name})") from error
     except Exception as error:
@@ -151,9 +156,16 @@ async def off_loop(call: Callable[..., T], *args: Any, **options: Any) -> T:
         raise InfrastructureError(f"Ray failed ({name}): {last_line(error)}") from error
 
 
-async def answer_of(reference: Any) -> Any:
-    """What an actor answers: a coroutine, which an `ObjectRef` is not."""
-    return await reference
+async def answer_of(reference: Any, timeout_seconds: float | None) -> Any:
+    """What an actor answers within the time; None waits for ever.
+
+    Raises:
+        TimeoutError: it does not.
+        RayError: it is lost, or answers with an error.
+    """
+    # Not `wait_for`, which in Python 3.11 forgets a cancellation where the answer has just come.
+    async with asyncio.timeout(timeout_seconds):
+        return await reference
 
 
 def find_actor(name: str, namespace: str) -> Any:

@@ -191,8 +191,7 @@ class RolloutCluster:
         while True:
             try:
                 sink = await asyncio.to_thread(self._setup.find_sink)
-                async with asyncio.timeout(SINK_ANSWER_SECONDS):
-                    outcomes = await answer_of(sink.commit.remote([finished]))
+                outcomes = await answer_of(sink.commit.remote([finished]), SINK_ANSWER_SECONDS)
                 return CommitOutcome(outcomes[0])
             except (RayError, InfrastructureError, TimeoutError, ValueError) as error:
                 # A sink that restarts: sending again is safe, the ledger is idempotent.
@@ -213,9 +212,7 @@ class RolloutCluster:
 
     async def _answer(self, reference: Any, timeout_seconds: float | None = START_SECONDS) -> Any:
         try:
-            # Not `wait_for`, which in Python 3.11 forgets a cancellation where the answer has just come.
-            async with asyncio.timeout(timeout_seconds):
-                return await answer_of(reference)
+            return await answer_of(reference, timeout_seconds)
         except RayTaskError as error:
             cause = error.cause
             raise (cause if isinstance(cause, Exception) else InfrastructureError(str(error))) from error

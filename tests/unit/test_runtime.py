@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import ray
 
 from orchestrator import runtime
 from orchestrator.domain.errors import InfrastructureError
@@ -53,3 +56,71 @@ async def test_a_ray_that_does_not_start_is_tried_twice(monkeypatch: pytest.Monk
             pass
 
     assert start.began == 2
+
+
+async def test_a_ray_address_where_nobody_listens_is_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        await runtime._check_address(f"127.0.0.1:{port}")
+        await runtime._check_address(f"ray://127.0.0.1:{port}")
+    await runtime._check_address("auto")
+
+    for address in (f"127.0.0.1:{port}", f"ray://localhost:{port}", "[::1]:1", "127.0.0.1:99999"):
+        with pytest.raises(InfrastructureError) as refused:
+            await runtime._check_address(address)
+        assert f"no Ray cluster can be reached at RAY_ADDRESS={address}: " in str(refused.value)
+
+
+async def test_a_cancelled_start_of_a_ray_that_is_only_joined_waits_for_nothing() -> None:
+    start = SlowStart(None)
+    joined = asyncio.create_task(enter(runtime._ray(start.init)))
+    await eventually(lambda: start.began == 1)
+
+    joined.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await joined
+
+    assert not start.may_end.is_set()
+    start.may_end.set()
+
+
+async def test_a_cancelled_start_of_a_ray_of_our_own_sees_its_end_and_clears_up() -> None:
+    start = SlowStart(None)
+    started = asyncio.create_task(enter(runtime._ray(start.init, start.cleared.set)))
+    await eventually(lambda: start.began == 1)
+
+    started.cancel()
+    await asyncio.sleep(0)
+    start.may_end.set()
+    with pytest.raises(asyncio.CancelledError):
+        await started
+
+    assert start.cleared.is_set()
+
+
+async def enter(context: Any) -> None:
+    async with context:
+        raise AssertionError("nobody should come here")
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("alive", "lives"), [((False, True), True), ((False,), False), ((), False), (None, True)], ids=str
+)
+async def test_a_cluster_without_a_living_node_runs_no_control_plane(
+    monkeypatch: pytest.MonkeyPatch, alive: tuple[bool, ...] | None, lives: bool
+) -> None:
+    def nodes() -> list[dict[str, bool]]:
+        if not alive:
+            raise RuntimeError("Failed to connect to GCS")
+        return [{"Alive": each} for each in alive]
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: alive is not None)
+    monkeypatch.setattr(ray, "nodes", nodes)
+
+    assert await runtime._some_node_lives() is lives
