@@ -52,6 +52,7 @@ from orchestrator.limits import container_limits, episode_limits
 from orchestrator.local_containers import submission_host
 from orchestrator.logging import bind_process, configure_logging, get_logger
 from orchestrator.ports import Claim, Containers, Endpoint, JobStore, PolicyConnector
+from orchestrator.ray_session import end_with_parent
 from orchestrator.settings import Settings
 from orchestrator.stores import (
     EXTERNAL_SCHEME,
@@ -98,6 +99,7 @@ class ControlPlaneRecipe:
         return self.installation.generation
 
     def set_up_process(self, **fields: object) -> None:
+        end_with_parent()
         configure_logging("json", self.actor_log_level)
         bind_process(**fields)
 
@@ -239,8 +241,9 @@ class ControlPlaneRecipe:
         return ExternalPolicy(WebSocketConnector(host, port), self.settings.connect_timeout_seconds)
 
 
-async def remove_containers(settings: Settings, installation: Installation) -> None:
-    """Remove what process containers left on this machine, after the Ray they were bound to has ended."""
+async def remove_leftovers(settings: Settings, installation: Installation) -> None:
+    """Remove what containers and killed supervisors left on this machine, after their Ray has ended."""
+    await asyncio.to_thread(sweep_scratch, data_directory(settings))
     containers = submission_containers(settings)
     for owned in await containers.list_owned(installation.installation_id):
         try:

@@ -1,4 +1,4 @@
-"""The directory of a local Ray cluster that is ours: what runs in it, and how to be rid of all of it."""
+"""Processes of a Ray cluster: the end of an orphaned one, and how to be rid of a local cluster of ours."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ PARENT = Path("/tmp")  # noqa: S108 - the shortest there is; each directory in i
 PREFIX = "orc-ray-"
 OWNER_FILE = "owner.json"
 END_SECONDS = 10.0
+PARENT_POLL_SECONDS = 2.0
 # A directory is there a moment before it says whose it is.
 NAMELESS_SECONDS = 600.0
 MAX_SOCKET_PATH_BYTES = 107
@@ -107,3 +109,18 @@ def _belongs(process: psutil.Process, prefix: str) -> bool:
         except OSError:
             continue
     return False
+
+
+def end_with_parent() -> None:
+    """End this process of an actor soon after its parent, the raylet of its node.
+
+    Ray leaves it running as long as the dead raylet is a zombie. Nobody could find such an actor any more,
+    while it held connections to the database and took jobs for which it can start nothing.
+    """
+    threading.Thread(target=_end_after, args=(os.getppid(),), name="end-with-parent", daemon=True).start()
+
+
+def _end_after(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(PARENT_POLL_SECONDS)
+    os._exit(1)

@@ -185,7 +185,7 @@ class ControlPlane:
 async def control_plane(settings: Settings, database: Database, *, cpus: int) -> AsyncIterator[ControlPlane]:
     """Consumer and sink of this code on Ray for the block; stopped afterwards where we started them."""
     from orchestrator.actors.control_plane import start_control_plane, stop_control_plane
-    from orchestrator.app import ControlPlaneRecipe, fingerprint, remove_containers
+    from orchestrator.app import ControlPlaneRecipe, fingerprint, remove_leftovers
 
     async with open_pool(database, application_name="orchestrator start", max_size=1) as pool:
         installation = await take_generation(pool, fingerprint(settings))
@@ -200,7 +200,7 @@ async def control_plane(settings: Settings, database: Database, *, cpus: int) ->
                 await uninterrupted(stop_control_plane(recipe))
     finally:
         if ray_is_ours:
-            await uninterrupted(remove_containers(settings, installation))
+            await uninterrupted(remove_leftovers(settings, installation))
 
 
 async def is_live(pool: asyncpg.Pool[asyncpg.Record]) -> bool:

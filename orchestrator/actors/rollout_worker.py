@@ -36,6 +36,7 @@ from orchestrator.domain.errors import InfrastructureError, PolicyError
 from orchestrator.domain.messages import EvalJobMessage
 from orchestrator.logging import bind_process, configure_logging, get_logger
 from orchestrator.ports import BenchmarkDescription, PolicyConnector
+from orchestrator.ray_session import end_with_parent
 
 log = get_logger()
 
@@ -304,8 +305,16 @@ class RolloutWorkerActor:
             environments.close()
 
 
+class RolloutWorkerProcess(RolloutWorkerActor):
+    """The actor in a process of its own."""
+
+    def __init__(self, job_id: int | None = None, index: int = 0) -> None:
+        end_with_parent()
+        super().__init__(job_id, index)
+
+
 # The supervisor replaces a dead worker; Ray must neither restart it nor run an episode a second time.
-RolloutWorker = ray.remote(max_restarts=0, max_task_retries=0)(RolloutWorkerActor)
+RolloutWorker = ray.remote(max_restarts=0, max_task_retries=0)(RolloutWorkerProcess)
 
 
 def _named(run: EpisodeRun) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from orchestrator.adapters.artifacts.pack import pack_directory
@@ -110,6 +111,30 @@ def test_a_database_that_cannot_be_reached_ends_with_3() -> None:
     assert done.returncode == 3
     assert "127.0.0.1:1/x" in done.stderr
     assert "secret" not in done.stderr
+
+
+def test_a_ray_cluster_that_cannot_be_reached_ends_with_3(data_dir: Path, nothing_left: None) -> None:
+    done = orchestrator("up", "--data-dir", data_dir, RAY_ADDRESS="127.0.0.1:1")
+
+    assert done.returncode == 3
+    assert "no Ray cluster can be reached at RAY_ADDRESS=127.0.0.1:1" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_node_that_dies_under_a_command_ends_it_with_3_and_leaves_nothing(
+    data_dir: Path, scratch: Path, gated: GatedSubmission, nothing_left: None
+) -> None:
+    log = scratch / "log"
+    command = start("eval", gated.directory, "-b", "gymnasium/CartPole-v1", "--data-dir", data_dir, log=log)
+    wait_until((gated.gate / "reached").exists, "the policy at its gate")
+
+    (raylet,) = [
+        child for child in psutil.Process(command.pid).children() if child.cmdline()[0].endswith("/raylet")
+    ]
+    raylet.kill()
+
+    assert command.wait(PATIENCE_SECONDS) == 3, log.read_text()
+    assert "the control plane ended by itself" in log.read_text()
 
 
 @contextmanager
