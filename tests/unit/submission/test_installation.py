@@ -268,7 +268,7 @@ def test_building_that_takes_too_long_is_told_and_ended(
     write_sdist(submission / "wheels", "slow", "1.0", before="import time; time.sleep(600)")
     (submission / "requirements.txt").write_text("slow\n")
 
-    text = refusal(submission, store, "--environment-timeout", "3")
+    text = refusal(submission, store, "--environment-timeout", "1")
 
     check_golden("requirements", "too_slow", re.sub("pip was at: .*", "pip was at: <its last line>", text))
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,6 +28,7 @@ from orchestrator.domain.errors import (
     SubmissionError,
 )
 from orchestrator.ports import Endpoint
+from orchestrator.submission.children import Children, Stopping
 from orchestrator.submission.handshake import prove_as_client, receive_message, send_message
 from orchestrator.submission.transport import ByteStream
 from tests.golden_texts import check_golden
@@ -218,13 +221,23 @@ def test_a_signal_is_passed_on_and_nothing_is_left(host: RunningServer, tmp_path
     assert identity_of(child) is None
 
 
-def test_one_that_ignores_signals_is_killed(host: RunningServer, tmp_path: Path) -> None:
-    push(host, tmp_path, server("signal.signal(signal.SIGTERM, signal.SIG_IGN)"))
+def test_one_that_ignores_signals_is_killed_with_its_group(tmp_path: Path) -> None:
+    children = Children()
+    script = "trap '' TERM; sleep 600 & echo $!; wait"
+    process = children.start(["sh", "-c", script], cwd=tmp_path, environ=os.environ, stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    with process.stdout as output:
+        below = int(output.readline())
 
-    host.process.send_signal(signal.SIGTERM)
+        children.end_all(timeout_seconds=0.1)
 
-    assert host.process.wait(30) == -signal.SIGTERM
-    assert identity_of(process_of(host)) is None
+    assert process.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 30
+    while identity_of(below) is not None:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    with pytest.raises(Stopping):
+        children.start(["true"], cwd=tmp_path, environ=os.environ)
 
 
 # ----------------------------------------------------------------------------------- what does not serve
