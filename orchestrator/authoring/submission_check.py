@@ -10,6 +10,7 @@ from pathlib import Path
 
 from orchestrator.actors.episode_runner import RunKind
 from orchestrator.actors.submission_container import Archive
+from orchestrator.adapters.artifacts.contents import survey
 from orchestrator.adapters.artifacts.pack import PackedArchive, existing_archive, pack_directory
 from orchestrator.adapters.policies.websocket import WebSocketConnector
 from orchestrator.authoring.containers import (
@@ -52,7 +53,7 @@ async def check_submission(submission: Path, plan: CheckPlan, settings: Settings
     try:
         packed = await asyncio.to_thread(_packed, submission, scratch / "archives")
         async with playing(plan.job, episode_limits(plan.job, settings)) as thread:
-            report.add(Finding(Mark.OK, PACKED, f"{packed.size_bytes} bytes"))
+            report.add(_said_of_the_archive(submission, packed))
             archive = Archive(packed.path, packed.sha256)
             limits = container_limits(plan.job, settings)
             async with check_containers(archive, limits, scratch, settings) as containers:
@@ -68,6 +69,17 @@ def _packed(submission: Path, store: Path) -> PackedArchive:
     if submission.is_file():
         return existing_archive(submission)
     raise UsageError(f"{submission} is no submission: give a directory, or an archive of one")
+
+
+def _said_of_the_archive(submission: Path, packed: PackedArchive) -> Finding:
+    """Its size; a warning where something is not in it that the submission may need."""
+    missing = [each for each in survey(submission).left_out if each.surprising] if submission.is_dir() else []
+    if not missing:
+        return Finding(Mark.OK, PACKED, f"{packed.size_bytes} bytes")
+    lines = "\n".join(f"{each.path}: {each.reason}" for each in missing)
+    return Finding(
+        Mark.WARNING, PACKED, f"{packed.size_bytes} bytes, without what an archive cannot hold", lines
+    )
 
 
 async def _check(

@@ -20,7 +20,7 @@ from orchestrator.authoring.submission_check import check_submission
 from orchestrator.authoring.task_runs import CheckPlan
 from orchestrator.commands.session import ReadSettings
 from orchestrator.domain.errors import InvalidJob, UsageError
-from orchestrator.domain.messages import EvalJobMessage
+from orchestrator.domain.messages import NOT_VALID, EvalJobMessage
 from orchestrator.ports import Endpoint
 from orchestrator.presentation import make_console
 
@@ -75,7 +75,8 @@ class CheckRequest:
         try:
             return CheckPlan(EvalJobMessage.parse(json.dumps(job)), self.episodes, self.all_tasks)
         except InvalidJob as error:
-            raise UsageError(error.reason) from error  # nobody gave a job, so none is named
+            # Nobody gave a job, so none is named.
+            raise UsageError(error.reason.removeprefix(NOT_VALID)) from error
 
 
 async def init_command(directory: Path, benchmark: str) -> int:

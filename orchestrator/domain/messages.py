@@ -34,6 +34,7 @@ QUEUE_RESULT = "eval_result"
 QUEUE_STATUS = "job_status_update"
 QUEUE_EPISODE = "episode_data"
 QUEUE_STEP = "episode_step_data"
+NOT_VALID = "the job's message is not valid: "
 OUTGOING_QUEUES = (QUEUE_RESULT, QUEUE_STATUS, QUEUE_EPISODE, QUEUE_STEP)
 
 MAX_NAME_CHARS = 512
@@ -200,7 +201,7 @@ def _null_fields(model: BaseModel) -> dict[str, Literal[True]]:
 
 
 def _not_valid(payload: bytes | str, reason: str) -> InvalidJob:
-    return InvalidJob(readable_job_id(payload), f"the job's message is not valid: {printable(reason)}")
+    return InvalidJob(readable_job_id(payload), f"{NOT_VALID}{printable(reason)}")
 
 
 def _is_a_name(value: Any) -> bool:

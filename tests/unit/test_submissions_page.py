@@ -52,7 +52,7 @@ def test_the_limits_of_the_page_are_the_defaults() -> None:
     rows = re.findall(r"\| (\d+) s \(`(\w+)`\) \|", PAGE)
     settings, limits = Settings(), ArchiveLimits()
 
-    assert len(rows) == 4
+    assert len(rows) == 5
     assert all(getattr(settings, name) == float(seconds) for seconds, name in rows)
     assert f"{settings.archive_max_bytes >> 30} GiB packed (`archive_max_bytes`)" in PAGE
     assert f"{limits.unpacked_bytes >> 30} GiB and {limits.files} files unpacked" in PAGE

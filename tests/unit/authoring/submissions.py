@@ -93,7 +93,7 @@ import time
 
 time.sleep(1000)
 """,
-        settings={"start_up_timeout_seconds": 3.0},
+        settings={"start_up_timeout_seconds": 8.0},
     ),
 }
 

@@ -143,6 +143,16 @@ def test_a_right_submission_is_told_so(report_on: Callable[[str], Report]) -> No
     assert {finding.mark for finding in report.findings} == {Mark.OK}
 
 
+async def test_what_the_archive_cannot_hold_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "agent.py").write_text(RIGHT["right"].source)
+    (tmp_path / "weights.npz").symlink_to("/nowhere/weights.npz")
+
+    report = await report_of(tmp_path, plan())
+
+    check_golden("check", "link_to_weights", normalised(report, RIGHT["right"]))
+    assert report.is_right
+
+
 async def test_every_task_is_played_when_asked_for(tmp_path: Path) -> None:
     write_submission(tmp_path, first_submission("metaworld/ML10"))
 

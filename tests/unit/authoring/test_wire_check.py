@@ -21,7 +21,7 @@ from tests.unit.authoring.reports import as_text
 from tests.unit.authoring.wrong_servers import RightServer, running_server, scripted_connections
 
 PATIENT = 30.0
-HASTY = 2.0  # for servers that never answer
+HASTY = 4.0  # for servers that never answer
 QUIET = 0.05
 OBSERVATION = ProbeObservation({"observation": np.zeros(4, np.float32)})
 
