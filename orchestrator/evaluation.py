@@ -44,8 +44,12 @@ class EvalRequest:
     timeout_seconds: float | None = None
 
 
-def make_jobs(requests: Sequence[EvalRequest], archives: Path) -> list[EvalJobMessage]:
+def make_jobs(
+    requests: Sequence[EvalRequest], archives: Path, tell: Callable[[str], None] = lambda text: None
+) -> list[EvalJobMessage]:
     """A job for each request, its benchmark known and its archive packed.
+
+    `tell` hears what an archive leaves out that its author may miss.
 
     Raises:
         UsageError: no such submission or benchmark, or a config that the benchmark cannot use.
@@ -53,8 +57,10 @@ def make_jobs(requests: Sequence[EvalRequest], archives: Path) -> list[EvalJobMe
     first_id = new_job_id()
     # Nothing is packed before all are known to be good: nobody would remove it.
     jobs = [_make_job(request, first_id + index) for index, request in enumerate(requests)]
+    submissions = sorted({request.submission for request in requests})
+    artifacts = {submission: _artifact(submission, archives, tell) for submission in submissions}
     return [
-        job.model_copy(update=_artifact(request.submission, archives))
+        job.model_copy(update=artifacts[request.submission])
         for job, request in zip(jobs, requests, strict=True)
     ]
 
@@ -85,14 +91,17 @@ def _make_job(request: EvalRequest, job_id: int) -> EvalJobMessage:
     return message
 
 
-def _artifact(submission: str, archives: Path) -> dict[str, Any]:
+def _artifact(submission: str, archives: Path, tell: Callable[[str], None]) -> dict[str, Any]:
     path = Path(submission)
     if path.is_dir():
-        survey(path)  # what is no submission makes nothing
+        contents = survey(path)  # what is no submission makes nothing
+        for each in contents.left_out:
+            if each.surprising:
+                tell(f"left out of the archive: {path / each.path}, {each.reason}")
         # Before the archives' own directory makes it, with a mode that may shut the embedded server out.
         with contextlib.suppress(OSError):  # which whoever writes there tells
             make_data_dir(archives.parent)
-        packed = pack_directory(path, archives)
+        packed = pack_directory(path, archives, contents)
     elif path.is_file() and path.name.endswith(ARCHIVE_SUFFIXES):
         packed = existing_archive(path)
     elif re.fullmatch(r"[A-Za-z0-9_.\-]+:\d{1,5}|\[[0-9a-fA-F:]+\]:\d{1,5}", submission):

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from orchestrator.actors.episode_runner import RunKind
 from orchestrator.actors.submission_container import Archive
-from orchestrator.adapters.artifacts.contents import survey
+from orchestrator.adapters.artifacts.contents import LeftOut, survey
 from orchestrator.adapters.artifacts.pack import PackedArchive, existing_archive, pack_directory
 from orchestrator.adapters.policies.websocket import WebSocketConnector
 from orchestrator.authoring.containers import (
@@ -51,9 +51,9 @@ async def check_submission(submission: Path, plan: CheckPlan, settings: Settings
     """
     scratch = make_scratch_directory()
     try:
-        packed = await asyncio.to_thread(_packed, submission, scratch / "archives")
+        packed, left_out = await asyncio.to_thread(_packed, submission, scratch / "archives")
         async with playing(plan.job, episode_limits(plan.job, settings)) as thread:
-            report.add(_said_of_the_archive(submission, packed))
+            report.add(_said_of_the_archive(packed, left_out))
             archive = Archive(packed.path, packed.sha256)
             limits = container_limits(plan.job, settings)
             async with check_containers(archive, limits, scratch, settings) as containers:
@@ -63,17 +63,18 @@ async def check_submission(submission: Path, plan: CheckPlan, settings: Settings
         remove_scratch_directory(scratch)
 
 
-def _packed(submission: Path, store: Path) -> PackedArchive:
+def _packed(submission: Path, store: Path) -> tuple[PackedArchive, Sequence[LeftOut]]:
     if submission.is_dir():
-        return pack_directory(submission, store)
+        contents = survey(submission)
+        return pack_directory(submission, store, contents), contents.left_out
     if submission.is_file():
-        return existing_archive(submission)
+        return existing_archive(submission), ()
     raise UsageError(f"{submission} is no submission: give a directory, or an archive of one")
 
 
-def _said_of_the_archive(submission: Path, packed: PackedArchive) -> Finding:
+def _said_of_the_archive(packed: PackedArchive, left_out: Sequence[LeftOut]) -> Finding:
     """Its size; a warning where something is not in it that the submission may need."""
-    missing = [each for each in survey(submission).left_out if each.surprising] if submission.is_dir() else []
+    missing = [each for each in left_out if each.surprising]
     if not missing:
         return Finding(Mark.OK, PACKED, f"{packed.size_bytes} bytes")
     lines = "\n".join(f"{each.path}: {each.reason}" for each in missing)

@@ -9,7 +9,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from orchestrator.adapters.artifacts.contents import survey
 from orchestrator.adapters.postgres.pool import Database
 from orchestrator.client import AsyncClient
 from orchestrator.commands.orphans import cancel_orphans
@@ -39,11 +38,7 @@ async def evaluate_command(
     if output is not None:
         check_bundle_directory(output)
     archives = data_directory(settings) / "artifacts"
-    jobs = make_jobs(requests, archives)
-    for path in sorted({request.submission for request in requests if Path(request.submission).is_dir()}):
-        for each in survey(Path(path)).left_out:
-            if each.surprising:
-                say(f"left out of the archive: {Path(path) / each.path}, {each.reason}")
+    jobs = make_jobs(requests, archives, say)
     say("starts the database" if settings.database_url is None else "connects to the database")
     async with command_client(settings) as client:
         follower = JobFollower(client, jobs)

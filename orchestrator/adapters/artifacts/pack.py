@@ -28,20 +28,20 @@ class PackedArchive:
     size_bytes: int
 
 
-def pack_directory(source: Path, store: Path) -> PackedArchive:
+def pack_directory(source: Path, store: Path, contents: Contents | None = None) -> PackedArchive:
     """A `.tar.gz` of `source` in the directory `store`, named by its sha256; written anew only if need be.
 
     One that is there already looks new afterwards: its age says how long nobody has asked for it.
 
-    Of the files their names, their content and whether they may be executed is kept; `survey` says what is
-    left out.
+    Of the files their names, their content and whether they may be executed is kept; `contents` is what
+    `survey` said of it, if it was asked already.
 
     Raises:
         UsageError: `source` is no submission, or cannot be packed or read; the text says what.
         InfrastructureError: the archive cannot be stored.
     """
     # All of it is looked through first: a directory that cannot be packed leaves nothing behind.
-    contents = survey(source)
+    contents = contents or survey(source)
     if store.resolve().is_relative_to(source.resolve()):
         raise UsageError(f"{source} holds the data directory, too: keep it outside of the submission")
     try:
