@@ -14,8 +14,7 @@ demo: setup ## Evaluate two example submissions, end to end
 	@$(BIN)/python -m orchestrator.cli demo
 
 test: setup ## Run the tests, without the slow ones
-	@$(BIN)/pytest -m "not slow" --ignore tests/end_to_end
-	@$(BIN)/pytest -m "not slow" tests/end_to_end
+	@$(BIN)/pytest -m "not slow"
 
 test-slow: setup ## Run the slow tests only
 	@$(BIN)/pytest -m slow

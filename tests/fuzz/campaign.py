@@ -54,17 +54,20 @@ def run(target: Target, seed: int, numbers: range) -> dict[str, object]:
     endings: Counter[str] = Counter()
     slowest_seconds = 0.0
     started_at = time.monotonic()
-    for number in numbers:
-        if number % 1000 == 0:
-            faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=sys.__stderr__)
-        before = time.perf_counter()
-        try:
-            endings[target.play(_generator(seed, number))] += 1
-        except BaseException:
-            print(f"finding: execution {number} of seed {seed}", file=sys.__stderr__)
-            raise
-        slowest_seconds = max(slowest_seconds, time.perf_counter() - before)
-    faulthandler.cancel_dump_traceback_later()
+    try:
+        for number in numbers:
+            if number % 1000 == 0:
+                faulthandler.dump_traceback_later(HANG_SECONDS, exit=True, file=sys.__stderr__)
+            before = time.perf_counter()
+            try:
+                endings[target.play(_generator(seed, number))] += 1
+            except BaseException:
+                print(f"finding: execution {number} of seed {seed}", file=sys.__stderr__)
+                raise
+            slowest_seconds = max(slowest_seconds, time.perf_counter() - before)
+    finally:
+        # Else it would end the process later, whatever that does by then.
+        faulthandler.cancel_dump_traceback_later()
     return {
         "executions": len(numbers),
         "endings": dict(endings.most_common()),

@@ -94,6 +94,31 @@ def test_a_finding_is_named_by_its_number_and_seed(capfd: pytest.CaptureFixture[
     assert "finding: execution" in capfd.readouterr().err
 
 
+HUNG_AFTER_ITS_FINDING = """
+import threading
+from tests.fuzz import campaign
+
+class Faulty:
+    def play(self, rng):
+        raise ZeroDivisionError
+
+campaign.HANG_SECONDS = 0.2
+try:
+    campaign.run(Faulty(), 7, range(1))
+except ZeroDivisionError:
+    threading.Event().wait(1.0)
+    print("still there")
+"""
+
+
+def test_a_campaign_with_a_finding_leaves_no_watch_over_its_process() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", HUNG_AFTER_ITS_FINDING], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+
+    assert (done.returncode, done.stdout) == (0, "still there\n"), done.stderr
+
+
 def test_memory_above_the_cap_is_a_finding() -> None:
     code = "from tests.fuzz import campaign as c; c.cap_memory(); bytearray(2 * c.MEMORY_BYTES)"
 
