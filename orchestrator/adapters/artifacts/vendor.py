@@ -67,11 +67,13 @@ def collect_wheels(
         raise UsageError(f"{source} has no requirements.txt: there is nothing to collect wheels of")
     collected = scratch / WHEELS_DIRECTORY
     collected.mkdir()
+    temporary = scratch / "temporary"  # a pip that is ended does not remove its own
+    temporary.mkdir()
     try:
         run_pip(
             [*pip_command(scratch / "pip"), *_pip_arguments(source, collected, target)],
             children=children,
-            environ=_environ(os.environ),
+            environ=_environ(os.environ, temporary),
             cwd=source,
             deadline=time.monotonic() + seconds,
             on_line=on_line,
@@ -106,10 +108,10 @@ def _pip_arguments(source: Path, collected: Path, target: Target) -> list[str]:
     return arguments
 
 
-def _environ(environ: Mapping[str, str]) -> dict[str, str]:
+def _environ(environ: Mapping[str, str], temporary: Path) -> dict[str, str]:
     dropped = ("PYTHONPATH", "PIP_REQUIRE_VIRTUALENV")
     kept = {name: value for name, value in environ.items() if name not in dropped}
-    return {"SOURCE_DATE_EPOCH": _BUILD_TIME, **kept}
+    return {"SOURCE_DATE_EPOCH": _BUILD_TIME, **kept, "TMPDIR": str(temporary)}
 
 
 def _hint(said: str, target: Target) -> str:

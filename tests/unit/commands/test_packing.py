@@ -252,9 +252,15 @@ def test_what_cannot_be_collected_is_told(policy: Path, monkeypatch: pytest.Monk
     assert not list(Path.cwd().glob("*.tar.gz"))
 
 
-def test_an_interrupted_collection_leaves_no_pip_behind(policy: Path, here: Path) -> None:
+def test_an_interrupted_collection_leaves_nothing_of_pip_behind(
+    policy: Path, here: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from orchestrator.adapters.process.processes import identity_of
 
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setenv("TMPDIR", str(temporary))
+    monkeypatch.setattr("tempfile.tempdir", None)  # which is the directory as it was asked for first
     note = here / "building"
     before = f"import os, time; open({str(note)!r}, 'w').write(str(os.getpid())); time.sleep(600)"
     write_sdist(Path("index"), "slow", "1.0", before)
@@ -276,6 +282,7 @@ def test_an_interrupted_collection_leaves_no_pip_behind(policy: Path, here: Path
 
     assert identity_of(int(note.read_text())) is None
     assert not Path("policy.tar.gz").exists()
+    assert list(temporary.iterdir()) == []
 
 
 def test_a_target_is_refused_in_words_of_the_command_line(policy: Path) -> None:
