@@ -24,6 +24,7 @@ from orchestrator.adapters.postgres.pool import Database, open_pool, retrying
 from orchestrator.domain.errors import InfrastructureError
 from orchestrator.logging import get_logger
 from orchestrator.ray_session import make_session_directory, remove_session
+from orchestrator.ray_signals import settled
 from orchestrator.settings import Settings
 from orchestrator.waiting import DaemonThread, uninterrupted
 
@@ -116,16 +117,14 @@ async def _ray(init: Callable[[Any], Any], clear: Callable[[], None] | None = No
     starting = thread.call(partial(_init_twice, init, clear or (lambda: None), given_up))
     starting.add_done_callback(lambda start: start.cancelled() or start.exception())  # seen, if nobody waits
     try:
-        # Not `wait_for`, which in Python 3.11 forgets a cancellation where the start has just ended.
-        async with asyncio.timeout(RAY_START_SECONDS):
-            await asyncio.shield(starting)
-    except TimeoutError as error:
-        given_up.set()
-        raise InfrastructureError(f"Ray was not up within {RAY_START_SECONDS:g} s") from error
+        if not await settled(starting, RAY_START_SECONDS):
+            given_up.set()
+            raise InfrastructureError(f"Ray was not up within {RAY_START_SECONDS:g} s")
+        starting.result()
     except asyncio.CancelledError:
         given_up.set()
         if clear is not None:  # `ray.init` cannot be interrupted, and its processes must not outlive us
-            await uninterrupted(_until_done(starting))
+            await uninterrupted(settled(starting, RAY_START_SECONDS))
         if starting.done():
             await uninterrupted(_shut_down(thread))
         raise
@@ -133,10 +132,6 @@ async def _ray(init: Callable[[Any], Any], clear: Callable[[], None] | None = No
         yield
     finally:
         await uninterrupted(_shut_down(thread))
-
-
-async def _until_done(starting: asyncio.Future[None]) -> None:
-    await asyncio.wait({starting}, timeout=RAY_START_SECONDS)
 
 
 def _init_twice(init: Callable[[Any], Any], clear: Callable[[], None], given_up: threading.Event) -> None:
@@ -164,12 +159,12 @@ def _init_twice(init: Callable[[Any], Any], clear: Callable[[], None], given_up:
 async def _shut_down(thread: DaemonThread) -> None:
     import ray
 
-    try:
-        async with asyncio.timeout(RAY_STOP_SECONDS):
-            await thread.call(ray.shutdown)
-    except TimeoutError:
-        log.warning("ray_still_stopping", seconds=RAY_STOP_SECONDS)
+    stopping = thread.call(ray.shutdown)
     thread.end()
+    if await settled(stopping, RAY_STOP_SECONDS):
+        stopping.result()
+    else:
+        log.warning("ray_still_stopping", seconds=RAY_STOP_SECONDS)
 
 
 @dataclass(frozen=True)

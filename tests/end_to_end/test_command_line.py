@@ -7,6 +7,7 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,7 @@ import pytest
 from orchestrator.adapters.artifacts.pack import pack_directory
 from tests.end_to_end.command_processes import (
     PATIENCE_SECONDS,
+    environment,
     kill_everything,
     orchestrator,
     processes_naming,
@@ -78,6 +80,66 @@ def test_ctrl_c_ends_with_130_and_leaves_nothing(
 
     assert command.wait(PATIENCE_SECONDS) == 130, log.read_text()
     assert "Traceback" not in log.read_text()
+
+
+TAKES_SIGTERM_BESIDE_RAY = """
+import asyncio, os, signal
+from orchestrator.ray_environment import prepare_ray_environment
+from orchestrator.runtime import joined_or_local_ray
+
+async def sigterm_is_seen():
+    came = asyncio.Event()
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, came.set)
+    async with joined_or_local_ray(1):
+        yield await caught(came)
+    yield await caught(came)
+
+async def caught(came):
+    os.kill(os.getpid(), signal.SIGTERM)
+    await came.wait()
+    came.clear()
+    return "caught"
+
+async def main():
+    async for word in sigterm_is_seen():
+        print(word)
+
+prepare_ray_environment()
+asyncio.run(main())
+"""
+
+
+def test_sigterm_is_ours_beside_ray_and_after_it() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", TAKES_SIGTERM_BESIDE_RAY],
+        capture_output=True,
+        text=True,
+        env=environment(),
+        timeout=PATIENCE_SECONDS,
+        check=False,
+    )
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, "caught\ncaught\n", "")
+
+
+def test_a_terminated_control_plane_cleans_up_however_long_that_takes(
+    data_dir: Path, scratch: Path, gated: GatedSubmission, nothing_left: None
+) -> None:
+    log = scratch / "log"
+    with control_plane(data_dir, log) as command:
+        orchestrator("submit", "-", "--data-dir", data_dir, stdin=gated_job(gated, scratch))
+        wait_until((gated.gate / "reached").exists, "the policy at its gate")
+
+        command.terminate()
+        wait_until(lambda: "stops" in log.read_text(), "the end's begin")
+        command.terminate()
+
+        assert command.wait(PATIENCE_SECONDS) == 130, log.read_text()
+    assert [line.removeprefix("orchestrator: ") for line in log.read_text().splitlines()[2:]] == [
+        "stops",
+        "cleaning up already",
+        "interrupted",
+    ]
 
 
 @pytest.mark.parametrize(
