@@ -7,6 +7,7 @@ how they end. Not shown by it: another user, a read-only root, the kernel's isol
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import json
 import tempfile
@@ -19,6 +20,7 @@ from typing import Self
 
 from aiohttp import web
 
+from tests.archive_server import Certificate
 from tests.kubernetes_double.node import Node
 from tests.kubernetes_double.objects import KINDS, Key, ObjectStore
 from tests.kubernetes_double.plans import Plan, Timing, real_timing
@@ -44,8 +46,12 @@ class ApiDouble:
         timing: Timing | None = None,
         hardened: bool = True,
         rights: Mapping[str, Sequence[Json]] | None = None,
+        certificate: Certificate | None = None,
     ) -> None:
-        """`rights`: what the account of the kubeconfigs may do, rules by namespace; None: everything."""
+        """`rights`: what the account of the kubeconfigs may do, rules by namespace; None: everything.
+
+        With a certificate it speaks TLS, as every real one.
+        """
         self.namespace = namespace
         self.token = ADMIN_TOKEN
         self.accounts = Accounts(
@@ -54,6 +60,7 @@ class ApiDouble:
         self.store = ObjectStore()
         self._timing = timing or Timing()
         self._hardened = hardened
+        self._certificate = certificate
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Self:
@@ -67,9 +74,10 @@ class ApiDouble:
             stack.push_async_callback(runner.cleanup)
             stack.push_async_callback(self.node.close)
             stack.callback(self.server.closing.set)
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
-            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+            secure = None if self._certificate is None else self._certificate.context()
+            await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=secure).start()
+            scheme = "http" if secure is None else "https"
+            self.url = f"{scheme}://127.0.0.1:{runner.addresses[0][1]}"
             self._stack = stack.pop_all()
         return self
 
@@ -132,12 +140,16 @@ class ApiDouble:
     def kubeconfig(self, url: str | None = None, token_file: Path | None = None) -> Json:
         """A kubeconfig that leads here, or to a proxy in front of it."""
         user = {"token": self.token} if token_file is None else {"tokenFile": str(token_file)}
+        cluster = {"server": url or self.url}
+        if self._certificate is not None:
+            authority = base64.b64encode(self._certificate.file.read_bytes()).decode()
+            cluster["certificate-authority-data"] = authority
         context = {"cluster": "double", "user": "tests", "namespace": self.namespace}
         return {
             "apiVersion": "v1",
             "kind": "Config",
             "current-context": "double",
-            "clusters": [{"name": "double", "cluster": {"server": url or self.url}}],
+            "clusters": [{"name": "double", "cluster": cluster}],
             "users": [{"name": "tests", "user": user}],
             "contexts": [{"name": "double", "context": context}],
         }
