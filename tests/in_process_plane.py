@@ -286,6 +286,8 @@ async def _plane(
                 await supervisors.kill_all()
                 committing.cancel()
                 await asyncio.wait({committing}, timeout=STOP_SECONDS)
+                for owned in await outside.list_owned(installation.installation_id):
+                    await outside.remove(owned.handle)  # of a test that failed
 
 
 class Consuming:

@@ -123,7 +123,10 @@ async def test_submissions_are_judged_in_pods_by_what_they_did(
     crashing.mkdir()
     (crashing / "agent.py").write_text(CRASHING)
 
-    async with where(scratch) as settings, in_process_plane(database, scratch, **settings) as plane:
+    async with (
+        where(scratch) as settings,
+        in_process_plane(database, scratch, max_concurrent_jobs=1, **settings) as plane,
+    ):
         [sound] = plane.jobs(CARTPOLE, 1, config={"episodes_per_task": 3})
         [broken] = plane.jobs(crashing, 1, first_id=2, config={"episodes_per_task": 1})
         await plane.submit([sound, broken])
