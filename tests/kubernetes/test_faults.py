@@ -7,15 +7,16 @@ import dataclasses
 from uuid import UUID, uuid4
 
 import pytest
-
 from orchestrator.adapters.kubernetes.containers import KubernetesContainers
+
 from orchestrator.ports import ContainerSpec
 from tests.kubernetes.adapters import Adapters
 from tests.kubernetes_double import ApiDouble, plans
 from tests.kubernetes_double.fault_proxy import Fault, FaultProxy, faults_of
 
 DEADLINE_SECONDS = 60.0
-Right = tuple[str, str, str]
+Right = tuple[str, str, str]  # group, resource, verb
+PRINTING = "print('hello', flush=True); ready(); signal.pause()"
 # The pod of every path begins late, so that the adapter looks for the reason among the events.
 LATE = dataclasses.replace(plans.MOUNT_FAILS, event_seconds=1.5)
 
@@ -39,11 +40,16 @@ async def listed(containers: KubernetesContainers, spec: ContainerSpec, expected
         await asyncio.sleep(0.05)
 
 
+_rights: list[Right] = []
+
+
 async def calls_of_a_life(double: ApiDouble, adapters: Adapters, spec: ContainerSpec) -> list[Right]:
-    before = len(double.calls)
-    async with asyncio.timeout(DEADLINE_SECONDS):
-        await whole_life(adapters.running("print('hello', flush=True); ready(); signal.pause()"), spec)
-    return sorted({call.right for call in double.calls[before:]})
+    """What the adapter asks of the server in a whole life; found out once for all tests."""
+    if not _rights:
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            await whole_life(adapters.running(PRINTING), spec)
+        _rights.extend(sorted({call.right for call in double.calls}))
+    return _rights
 
 
 @pytest.mark.parametrize("fault", Fault)
@@ -56,7 +62,7 @@ async def test_a_fault_of_any_call_changes_nothing(
 
     async def with_fault_on(right: Right) -> None:
         async with FaultProxy(double.url, hang_seconds=DEADLINE_SECONDS) as proxy:
-            containers = adapters.running("print('hello', flush=True); ready(); signal.pause()", proxy.url)
+            containers = adapters.running(PRINTING, proxy.url)
             own = dataclasses.replace(spec, container_id=uuid4(), installation_id=uuid4())
             proxy.spoil(fault, times=2, when=lambda call: call.right == right)
             try:
@@ -81,7 +87,7 @@ async def test_an_outage_of_the_api_server_is_waited_out(
     double: ApiDouble, adapters: Adapters, spec: ContainerSpec
 ) -> None:
     async with FaultProxy(double.url) as proxy:
-        containers = adapters.running("print('hello', flush=True); ready(); signal.pause()", proxy.url)
+        containers = adapters.running(PRINTING, proxy.url)
         with proxy.outage():
             life = asyncio.create_task(whole_life(containers, spec))
             await asyncio.wait({life}, timeout=3)
@@ -97,7 +103,7 @@ async def test_an_outage_of_the_api_server_is_waited_out(
 async def test_a_token_that_expires_is_read_again_from_its_file(
     double: ApiDouble, adapters: Adapters, spec: ContainerSpec
 ) -> None:
-    containers = adapters.running("print('hello', flush=True); ready(); signal.pause()")
+    containers = adapters.running(PRINTING)
     handle = await containers.create(spec)
     await containers.wait_ready(handle, DEADLINE_SECONDS)
 
@@ -112,7 +118,7 @@ async def test_a_token_that_expires_is_read_again_from_its_file(
 async def test_a_forgotten_history_is_listed_again(
     double: ApiDouble, adapters: Adapters, spec: ContainerSpec
 ) -> None:
-    containers = adapters.running("print('hello', flush=True); ready(); signal.pause()")
+    containers = adapters.running(PRINTING)
     first = await containers.create(spec)
     await containers.wait_ready(first, DEADLINE_SECONDS)
 
