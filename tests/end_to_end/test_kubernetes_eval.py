@@ -17,9 +17,7 @@ from tests.kubernetes_double import double_in_thread
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(
-        not ADAPTER_IS_HERE, reason="orchestrator.adapters.kubernetes is not part of this tree"
-    ),
+    pytest.mark.skipif(not ADAPTER_IS_HERE, reason="the adapter for Kubernetes is not part of this tree"),
 ]
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+import orchestrator
 from orchestrator.ports import Containers, ContainerSpec, Evidence
 from orchestrator.settings import Settings
 from tests.kubernetes_double import ApiDouble, PodControl
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
 IMAGE_REPOSITORY = "registry.example/orchestrator-submission"
 IMAGE = f"{IMAGE_REPOSITORY}@sha256:{'0' * 64}"
 DEADLINE_SECONDS = 30.0
-ADAPTER_IS_HERE = importlib.util.find_spec("orchestrator.adapters.kubernetes") is not None
+ADAPTER_IS_HERE = (
+    Path(orchestrator.__file__).with_name("adapters") / "kubernetes" / "containers.py"
+).is_file()
 ON_A_CLUSTER = "for a real cluster set KUBECONFIG and ORCHESTRATOR_KUBERNETES_IMAGE: docs/testing.md"
 
 # PID 1 of a container gets no signal that it has no handler for, also not from itself: it exits with the code
@@ -114,7 +116,7 @@ class Adapters:
 async def settings_of_double(directory: Path) -> AsyncIterator[dict[str, Any]]:
     """Settings that lead to a double of its own for the block."""
     if not ADAPTER_IS_HERE:
-        pytest.skip("orchestrator.adapters.kubernetes is not part of this tree")
+        pytest.skip("the adapter for Kubernetes is not part of this tree")
     async with ApiDouble() as double:
         yield settings_on(double.write_kubeconfig(directory / "kubeconfig"))
 
