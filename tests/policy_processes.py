@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,10 +40,14 @@ def running(
     pass_fds: tuple[int, ...] = (),
     environment: dict[str, str] | None = None,
     python: Path = Path(sys.executable),
+    below: Sequence[str] = (),
 ) -> Iterator[RunningServer]:
-    """The process, once it has printed a line that ends in its port; killed and reaped afterwards."""
+    """The process, once it has printed a line that ends in its port; killed and reaped afterwards.
+
+    `below` is a command that runs what stands behind it.
+    """
     process = subprocess.Popen(
-        [str(python), "-u", *command],
+        [*below, str(python), "-u", *command],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         pass_fds=pass_fds,

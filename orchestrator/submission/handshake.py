@@ -37,6 +37,7 @@ class HandshakeFailed(Exception):
 class HostState(StrEnum):
     """What a submission host says of itself."""
 
+    SEALING = "sealing"  # takes nothing before its network is closed
     WAITING = "waiting"  # for the archive
     PREPARING = "preparing"  # makes the environment that the submission requires
     LOADING = "loading"
@@ -109,6 +110,6 @@ def receive_message(stream: ByteStream, deadline: Deadline) -> dict[str, Any]:
     return message
 
 
-def reply(ok: bool, state: HostState, error: str | None = None) -> dict[str, Any]:
-    """The server's answer to a request."""
-    return {"ok": ok, "state": state.value, "error": error}
+def reply(ok: bool, state: HostState, error: str | None = None, *, sealed: bool) -> dict[str, Any]:
+    """The server's answer to a request; `sealed`: nothing can be reached from its container, by proof."""
+    return {"ok": ok, "state": state.value, "error": error, "sealed": sealed}

@@ -39,8 +39,9 @@ EXIT_DISK_FULL = 3
 class PolicyServer:
     """The agent of one directory: how it stands, and its connections."""
 
-    def __init__(self, directory: Path, archive_sha256: str | None = None) -> None:
+    def __init__(self, directory: Path, archive_sha256: str | None = None, *, sealed: bool = False) -> None:
         self.directory = directory.resolve()
+        self._sealed = sealed
         self._archive_sha256 = archive_sha256
         self._state_changed = threading.Condition()
         self._state = HostState.LOADING
@@ -113,7 +114,8 @@ class PolicyServer:
         elif operation != "status":
             ok, error = False, f"unknown operation {str(operation)[:32]!r}"
         where = self.loading_at() if state is HostState.LOADING else ""
-        send_message(stream, reply(ok, state, error) | ({"where": where} if where else {}), deadline)
+        answer = reply(ok, state, error, sealed=self._sealed)
+        send_message(stream, answer | ({"where": where} if where else {}), deadline)
         return ok and operation == "policy"
 
     def _converse(self, websocket: WebSocket) -> None:
@@ -221,6 +223,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--listen-fd", type=int, help="an inherited listening socket, for host and port")
     parser.add_argument("--key-fd", type=int, help="a descriptor to read the session key from")
     parser.add_argument("--archive-sha256", help="what was pushed, so that pushing it again succeeds")
+    parser.add_argument("--sealed", action="store_true", help="its network was proved to be closed")
     parser.add_argument("--load-timeout", type=float, default=600.0, help="seconds")
     parser.add_argument("--connections", type=int, default=DEFAULT_CONNECTIONS, help="at most, at once")
     return parser.parse_args(arguments)
@@ -240,7 +243,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (OSError, UnusableKey) as error:
         print(f"policy server: {error}", file=sys.stderr)
         return 2
-    server = PolicyServer(options.directory, options.archive_sha256)
+    server = PolicyServer(options.directory, options.archive_sha256, sealed=options.sealed)
     door = Door(listener, session_key, server.welcome, connections=options.connections)
     if session_key is not None:
         door.open()  # who holds the key may ask how the loading goes

@@ -73,6 +73,8 @@ class SubmissionHost:
         limits: ArchiveLimits,
         push_seconds: float,
         prepare: Prepare,
+        *,
+        sealing: bool = False,
     ) -> None:
         self._workdir = workdir
         self._max_archive_bytes = max_archive_bytes
@@ -80,7 +82,8 @@ class SubmissionHost:
         self._push_seconds = push_seconds
         self._prepare = prepare
         self._lock = threading.Lock()
-        self._state = HostState.WAITING
+        self._state = HostState.SEALING if sealing else HostState.WAITING
+        self._sealed = False
         self._error: str | None = None
         self._ours = False  # the error
         self._doing = ""
@@ -117,8 +120,23 @@ class SubmissionHost:
             state, error, ours, where = self._state, self._error, self._ours, self._doing
             if state is HostState.LOADING and self._server is not None:
                 where = self._server.where
-        answer = reply(state is not HostState.FAILED, state, error)
+        answer = self._reply(state is not HostState.FAILED, state, error)
         return answer | ({"where": where} if where else {}) | ({"ours": True} if ours else {})
+
+    def _reply(self, ok: bool, state: HostState, error: str | None = None) -> dict[str, Any]:
+        return reply(ok, state, error, sealed=self._sealed)
+
+    def tell_sealing(self, what: str) -> None:
+        """Why the network is not known to be closed yet."""
+        with self._lock:
+            if self._state is HostState.SEALING:
+                self._doing = what[:SHOWN_CHARACTERS]
+
+    def be_sealed(self) -> None:
+        """The network is closed: take an archive from now on."""
+        with self._lock:
+            if self._state is HostState.SEALING:
+                self._state, self._sealed, self._doing = HostState.WAITING, True, ""
 
     def _pass_through(self, stream: ByteStream, deadline: float) -> None:
         """Let the peer talk to the submission's own server."""
@@ -127,10 +145,10 @@ class SubmissionHost:
             server = self._server.connect(deadline)
         except (ConnectionLost, TimeoutError) as error:
             reason = f"main.py takes no connection: {error}"
-            send_message(stream, reply(False, HostState.SERVING, reason), deadline)
+            send_message(stream, self._reply(False, HostState.SERVING, reason), deadline)
             return
         try:
-            send_message(stream, reply(True, HostState.SERVING), deadline)
+            send_message(stream, self._reply(True, HostState.SERVING), deadline)
             self.relay.run(stream, server)
         finally:
             server.close()
@@ -156,17 +174,17 @@ class SubmissionHost:
     def _take_push(self, stream: ByteStream, request: dict[str, Any], deadline: float) -> None:
         size, sha256 = request.get("size"), request.get("sha256")
         if type(size) is not int or size < 0 or not isinstance(sha256, str):
-            send_message(stream, reply(False, self._state, "a push needs size and sha256"), deadline)
+            send_message(stream, self._reply(False, self._state, "a push needs size and sha256"), deadline)
             return
         if size > self._max_archive_bytes:
             self.fail(f"an archive of {size} bytes, above the limit of {self._max_archive_bytes}")
         if not self._become_pusher(stream):
             answer = self._standing()
-            if answer["ok"] and sha256 != self._sha256:
+            if answer["ok"] and answer["state"] != HostState.SEALING and sha256 != self._sha256:
                 answer |= {"ok": False, "error": "another archive is here already"}
             send_message(stream, answer, deadline)
             return
-        send_message(stream, reply(True, HostState.WAITING), deadline)
+        send_message(stream, self._reply(True, HostState.WAITING), deadline)
         path = self._workdir / f"archive-{secrets.token_hex(8)}"
         try:
             self._receive_and_unpack(stream, path, size, sha256)
@@ -190,7 +208,8 @@ class SubmissionHost:
                 return
             if digest == sha256:
                 self._state, self._sha256 = HostState.LOADING, sha256
-            answer = reply(digest == sha256, self._state, None if digest == sha256 else "the sha256 differs")
+            error = None if digest == sha256 else "the sha256 differs"
+            answer = self._reply(error is None, self._state, error)
         try:
             send_message(stream, answer, time.monotonic() + REPLY_SECONDS)
         finally:

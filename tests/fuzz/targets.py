@@ -30,7 +30,7 @@ import numpy as np
 from gymnasium import spaces
 
 from orchestrator.adapters.benchmarks.spaces import InvalidAction, NonFiniteAction, from_wire, split_chunk
-from orchestrator.adapters.policies.host_client import SubmissionHostClient
+from orchestrator.adapters.policies.host_client import Answer, SubmissionHostClient
 from orchestrator.adapters.policies.websocket import WebSocketConnector
 from orchestrator.domain.errors import InfrastructureError, PolicyError, SubmissionError
 from orchestrator.ports import Endpoint
@@ -483,12 +483,13 @@ class HostReplies:
     def __init__(self, workdir: Path) -> None:
         self._archive = workdir / "archive"
         self._archive.write_bytes(b"some bytes")
-        known = ("waiting", "preparing", "loading", "serving", "failed")
+        known = ("sealing", "waiting", "preparing", "loading", "serving", "failed")
         states = (*known, *known, "dancing", None, ["waiting"])
         self._replies = [
-            {"ok": ok, "state": state, "error": error, "where": error, "ours": ok}
+            {"ok": ok, "state": state, "error": error, "where": error, "ours": ok, "sealed": sealed}
             for state in states
             for ok, error in ((True, None), (False, "no"), (1, 5), (None, ["x"]))
+            for sealed in (True, False, 1)
         ]
 
     def play(self, rng: random.Random) -> str:
@@ -496,13 +497,15 @@ class HostReplies:
         if rng.random() < 0.1:
             spoilt = rng.randrange(4)
             chunks[spoilt] = damaged(rng, chunks[spoilt])
-        client = SubmissionHostClient(Endpoint("127.0.0.1", 1), KEY)
+        client = SubmissionHostClient(Endpoint("127.0.0.1", 1), KEY, require_sealed=rng.random() < 0.5)
+        held = rng.random() < 0.3
+        last = Answer(HostState.WAITING, sealed=rng.random() < 0.5)
         with local_pair() as (ours, peer):
             stream = _AnsweredStream(ours, peer, chunks, hangs_up=True)
             call: Any = SimpleNamespace(connect=lambda endpoint, deadline: stream)
             deadline = time.monotonic() + SOON_SECONDS
             try:
-                answer = client._advance(self._archive, "AB" * 32, rng.random() < 0.3, deadline, call)
+                answer = client._advance(self._archive, "AB" * 32, held, last, deadline, call)
             except (*REFUSALS, SubmissionError, InfrastructureError) as error:
                 return type(error).__name__
         return f"the host is {answer.state.value}"

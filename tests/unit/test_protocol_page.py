@@ -12,6 +12,7 @@ import pytest
 
 from orchestrator.domain.episodes import FaultClass
 from orchestrator.settings import Settings
+from orchestrator.submission import hosting, sealing
 from orchestrator.submission.handshake import MAGIC, MAX_MESSAGE_BYTES, HostState
 from orchestrator.submission.transport import MAX_FRAGMENTS, MAX_HTTP_HEAD_BYTES, TEXT_CAP_BYTES
 from orchestrator.submission.wire import _DTYPES, MAX_DIMENSION, MAX_DIMENSIONS, WireLimits, packb, unpackb
@@ -42,6 +43,18 @@ def test_the_bytes_of_the_page_are_those_of_the_codec(kind: str, expression: str
 
     assert packb(value) == message
     assert plain(unpackb(message)) == plain(value)
+
+
+def test_the_proof_of_a_closed_network_is_that_of_the_code() -> None:
+    dials = f"{sealing.DIALS} times, {sealing.DIAL_PAUSE_SECONDS * 1000:g} ms apart"
+
+    for words in (
+        dials,
+        f"not answered within {sealing.DIAL_SECONDS:g} s",
+        f"after {sealing.SAID_AFTER_SECONDS:g} s `where`",
+        f"{hosting.SEAL_SECONDS:g} s without a proof",
+    ):
+        assert words in PAGE
 
 
 def test_the_page_has_its_examples() -> None:

@@ -83,6 +83,15 @@ def test_plain_files_and_directories_are_unpacked(content: bytes, unpacking, tmp
     assert (directory / "weights/w.npz").read_bytes() == b"123"
 
 
+def test_a_python_without_filters_for_archives_unpacks_them_all_the_same(
+    unpacking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("data_filter", "tar_filter", "fully_trusted_filter", "FilterError"):
+        monkeypatch.delattr(tarfile, name, raising=False)  # as in Debian's Python 3.11.2
+
+    assert (unpacking(tar_bytes()) / "agent.py").read_bytes() == AGENT
+
+
 def test_long_names_and_other_scripts_are_kept(unpacking) -> None:
     name = f"{'a' * 120}/{'ü' * 60}.txt"
 

@@ -101,7 +101,7 @@ def test_a_port_file_names_the_port_and_the_log_is_left_to_the_submission(tmp_pa
 
 async def test_a_pushed_archive_is_served_by_the_same_process(host: RunningServer, tmp_path: Path) -> None:
     sha256 = write_archive(tmp_path / "a.tar.gz", {"mine/agent.py": ECHO_AGENT})
-    assert ask(host.port, op="status") == {"ok": True, "state": "waiting", "error": None}
+    assert ask(host.port, op="status") == {"ok": True, "state": "waiting", "error": None, "sealed": False}
 
     await client(host).push_archive(tmp_path / "a.tar.gz", sha256, 60)
 
@@ -257,6 +257,7 @@ async def test_a_push_that_broke_off_or_was_damaged_can_be_made_again(
             "ok": False,
             "state": "waiting",
             "error": "the sha256 differs",
+            "sealed": False,
         }
 
     await client(host).push_archive(archive, sha256, 60)

@@ -72,7 +72,8 @@ class ScriptedHost:
                 if answer is None:
                     continue
                 send_message(stream, answer, deadline)
-                if answer["state"] == "waiting" and answer["ok"]:
+                takes = self.requests[-1]["op"] == "push"
+                if takes and answer["state"] == "waiting" and answer["ok"]:
                     stream.receive_exactly(self.requests[-1]["size"], deadline)
                     send_message(stream, self._answers.pop(0), deadline)  # type: ignore[arg-type]
 
@@ -180,6 +181,50 @@ async def test_an_environment_that_is_never_made_ends_the_wait(
         impatient = SubmissionHostClient(endpoint, KEY, environment_timeout_seconds=0.2)
         with pytest.raises(SubmissionError, match=r"installs requirements\.txt"):
             await impatient.push_archive(archive, SHA256, 20)
+
+
+def sealing_client(port: int) -> SubmissionHostClient:
+    return SubmissionHostClient(Endpoint("127.0.0.1", port), KEY, require_sealed=True)
+
+
+def sealed(name: str) -> dict[str, Any]:
+    return state(name) | {"sealed": True}
+
+
+async def test_a_host_is_asked_and_nothing_else_until_it_is_sealed(archive: Path) -> None:
+    answers = [state("sealing")] * 3 + [sealed(name) for name in ("waiting", "waiting", "loading", "serving")]
+    with ScriptedHost(*answers) as host:
+        await sealing_client(host.port).push_archive(archive, SHA256, 20)
+
+    assert [request["op"] for request in host.requests] == ["status"] * 4 + ["push", "status"]
+
+
+async def test_the_start_up_time_begins_when_the_host_is_sealed_and_what_is_open_is_told(
+    archive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    passed = [0.0]
+    clock = SimpleNamespace(monotonic=lambda: time.monotonic() + sum(passed))
+    monkeypatch.setattr("orchestrator.adapters.policies.host_client.time", clock)
+
+    async def tell(what: str) -> None:
+        told.append(what)
+        passed.append(15.0)  # twice that is more than there is
+
+    open_network = state("sealing") | {"where": "10.96.0.1:443 takes connections"}
+    answers = open_network, *[sealed(name) for name in ("waiting", "waiting", "loading", "serving")]
+    with ScriptedHost(*answers) as host:
+        await sealing_client(host.port).push_archive(archive, SHA256, 20, tell)
+
+    assert told == ["10.96.0.1:443 takes connections", ""]
+
+
+async def test_a_host_that_holds_an_archive_without_a_proof_is_not_used(archive: Path) -> None:
+    with (
+        ScriptedHost(state("serving")) as host,
+        pytest.raises(InfrastructureError, match="without a proof that its network is closed"),
+    ):
+        await sealing_client(host.port).push_archive(archive, SHA256, 20)
 
 
 async def test_a_failure_that_the_host_takes_upon_itself_is_no_fault_of_the_submission(archive: Path) -> None:
