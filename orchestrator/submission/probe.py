@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ipaddress
 import json
 import os
 import secrets
@@ -33,6 +34,7 @@ API = "the API server"
 METADATA = "the metadata address"
 METADATA_ADDRESS = Address("169.254.169.254", 80)
 DNS_PORT = 53
+DNS_AFTER_API = 9
 DNS_NAME = "kubernetes.default.svc.cluster.local"
 TRIES = 2
 TRY_SECONDS = 1.0
@@ -135,12 +137,16 @@ def _seal(timeout_seconds: float) -> tuple[float | None, str | None]:
 
 def _dials(tcp: Iterable[str], dns: Iterable[str], environ: Mapping[str, str]) -> list[Callable[[], Outcome]]:
     dials: list[Callable[[], Outcome]] = [partial(_dial, METADATA, METADATA_ADDRESS)]
-    with contextlib.suppress(CannotSeal):
-        dials += [partial(_dial, API, address) for address in seal_addresses(environ, [])]
+    servers = [Address.of(host, str(DNS_PORT)) for host in dns]
+    with contextlib.suppress(CannotSeal, ValueError):
+        (api,) = seal_addresses(environ, [])
+        dials.append(partial(_dial, API, api))
+        # kubeadm and most others: the API server has the first address of the services, DNS the tenth.
+        servers.append(Address(str(ipaddress.ip_address(api.host) + DNS_AFTER_API), DNS_PORT))
     for text in tcp:
         name, _, place = text.rpartition("=")
         dials.append(partial(_dial, name, Address.parse(place)))
-    for server in (Address.of(host, str(DNS_PORT)) for host in dns):
+    for server in dict.fromkeys(servers):
         dials += [partial(_dial, "DNS over TCP", server), partial(_ask, "DNS", server)]
     return dials
 

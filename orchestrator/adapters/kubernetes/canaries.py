@@ -7,14 +7,13 @@ are removed whatever happens; should this process be killed, their expiry has th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
-import os
 import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -29,6 +28,7 @@ from orchestrator.submission.sealing import Address
 log = structlog.get_logger(__name__)
 
 RPC_PORT = 8000
+EXPIRES_AT = "orchestrator.dev/expires-at"
 KUBELET_PORT = 10250
 INTERNET = Address("1.1.1.1", 443)
 FIRST_PAUSE_SECONDS = 0.1
@@ -71,6 +71,7 @@ class Canaries:
     async def look(self) -> CanaryFindings:
         """What they saw; what keeps them from it is said in the findings."""
         trouble = ""
+        await self._sweep()
         for _ in range(ATTEMPTS):
             try:
                 return await self._look()
@@ -79,6 +80,18 @@ class Canaries:
             except (ApiRefused, InfrastructureError) as error:
                 trouble = f"a canary pod cannot be run: {error}"
         return CanaryFindings(trouble=trouble)
+
+    async def _sweep(self) -> None:
+        """Remove the expired canaries of our own, of a process that was killed."""
+        paths, query = Paths(self.maker.namespace), {"labelSelector": self.maker.canary_selector}
+        for plural in ("pods", "configmaps"):
+            try:
+                found = await self.api.call("GET", paths.of(plural), query=query)
+                for each in found.get("items") or []:
+                    if is_expired(each):
+                        await self.api.call("DELETE", paths.of(plural, each["metadata"]["name"]))
+            except (ApiRefused, InfrastructureError) as error:
+                log.warning("old_canaries_not_removed", kind=plural, why=str(error))
 
     async def _look(self) -> CanaryFindings:
         async with self._canary("listener", self._targets(), stays=True) as listener:
@@ -218,6 +231,15 @@ class Canaries:
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
 
 
+def is_expired(stored: Json) -> bool:
+    """Whether the time of an object of ours is over; one that names none is left alone."""
+    expires_at = (stored["metadata"].get("annotations") or {}).get(EXPIRES_AT, "")
+    try:
+        return datetime.fromisoformat(expires_at) < datetime.now(UTC)
+    except (ValueError, TypeError):
+        return False
+
+
 async def _to_the_end(work: object) -> None:
     """Wait for this work also while the caller is cancelled, which is passed on afterwards."""
     task = asyncio.ensure_future(work)  # type: ignore[call-overload]
@@ -264,16 +286,12 @@ async def connects(address: Address, nonce: str) -> bool:
     return False
 
 
-def dns_servers(resolv_conf: Path = Path("/etc/resolv.conf"), api_host: str | None = None) -> tuple[str, ...]:
-    """Where the cluster's DNS may be: what this machine asks, and in a cluster its tenth service address."""
+def dns_servers(resolv_conf: Path = Path("/etc/resolv.conf")) -> tuple[str, ...]:
+    """Whom this machine asks for names; in a cluster that is the cluster's DNS."""
     try:
         found = _NAMESERVER.findall(resolv_conf.read_text())
     except OSError:
-        found = []
-    host = api_host if api_host is not None else os.environ.get("KUBERNETES_SERVICE_HOST", "")
-    with contextlib.suppress(ValueError):
-        # kubeadm and most others: the API server has the first address of the services, DNS the tenth.
-        found.append(str(ipaddress.ip_address(host) + 9))
+        return ()
     return tuple(dict.fromkeys(server for server in found if _can_be_dialled(server)))
 
 

@@ -48,6 +48,11 @@ class PodMaker(Protocol):
     @property
     def namespace(self) -> str: ...
 
+    @property
+    def canary_selector(self) -> str:
+        """The labels of all canaries of our own."""
+        ...
+
     def anchor(self, container_id: UUID, *, canary: bool) -> Json: ...
 
     def pod(

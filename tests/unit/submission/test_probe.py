@@ -67,7 +67,7 @@ def test_what_is_reached_in_an_open_network_is_reported() -> None:
 
     reached = {outcome.name: outcome.reached for outcome in report.outcomes}
     assert reached.pop(METADATA) in (True, False)  # some machines have one
-    assert reached == {API: True, "a peer": True}
+    assert {name: reached[name] for name in (API, "a peer")} == {API: True, "a peer": True}
     assert report.sealed_after_seconds is None
     assert "takes connections" in str(report.open_network)
 

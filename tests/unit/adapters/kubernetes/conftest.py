@@ -55,6 +55,7 @@ class PlainMaker:
     """`PodMaker` of a pod that the double lets in."""
 
     namespace = NAMESPACE
+    canary_selector = "orchestrator.dev/component=canary"
 
     def anchor(self, container_id: UUID, *, canary: bool) -> Json:
         metadata = self._metadata(container_id, canary)

@@ -6,11 +6,12 @@ import asyncio
 import contextlib
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from orchestrator.adapters.kubernetes import canaries
-from orchestrator.adapters.kubernetes.canaries import Canaries, dns_servers
+from orchestrator.adapters.kubernetes.canaries import EXPIRES_AT, Canaries, dns_servers
 from orchestrator.adapters.kubernetes.preflight_network import OTHER_POD
 from orchestrator.submission.probe import API
 from tests.kubernetes_double import ApiDouble, Plan, emptied
@@ -117,11 +118,27 @@ async def test_a_second_interrupt_waits_for_the_removal_too(double: ApiDouble, a
     assert looking.cancelled()
 
 
-def test_the_dns_of_a_cluster_is_looked_for_where_it_may_be(tmp_path: Path) -> None:
+def test_the_dns_of_this_machine_is_tried_where_others_can_ask_it(tmp_path: Path) -> None:
     resolv_conf = tmp_path / "resolv.conf"
     resolv_conf.write_text(
-        "search example.org\nnameserver 10.0.0.2\nnameserver 127.0.0.53\n nameserver fe80::1%eth0\n"
+        "search example.org\nnameserver 10.0.0.2\nnameserver 127.0.0.53\n nameserver a.b\n"
     )
 
-    assert dns_servers(resolv_conf, "10.96.0.1") == ("10.0.0.2", "fe80::1%eth0", "10.96.0.10")
-    assert dns_servers(tmp_path / "none", "kubernetes.default") == ()
+    assert dns_servers(resolv_conf) == ("10.0.0.2",)
+    assert dns_servers(tmp_path / "none") == ()
+
+
+async def test_canaries_that_a_killed_process_left_are_removed_once_they_have_expired(
+    double: ApiDouble, api: Any, maker: Any
+) -> None:
+    double.node.plan_for = lambda pod: NO_NODE
+    path = f"/api/v1/namespaces/{maker.namespace}"
+    for expires_at, canary in (("2020-01-01T00:00:00Z", True), ("2020-01-01T00:00:00Z", False), (None, True)):
+        container_id = uuid4()
+        anchor = maker.anchor(container_id, canary=canary)
+        anchor["metadata"]["annotations"] = {} if expires_at is None else {EXPIRES_AT: expires_at}
+        await api.call("POST", f"{path}/configmaps", body=anchor)
+
+    await Canaries(api, maker, start_seconds=0.3).look()
+
+    assert len(double.names("configmaps")) == 2
