@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from orchestrator.domain.preflight import Unsafe
 from orchestrator.settings_loading import SettingsInEffect, in_effect
 from orchestrator.settings_sources import ENV_PREFIX, Given, Source
 
@@ -34,6 +35,13 @@ def _host_entry(value: str) -> str:
     return value
 
 
+def _unsafe_finding(value: str) -> str:
+    if value not in list(Unsafe):
+        raise ValueError(f"expected names of findings: {', '.join(Unsafe)}")
+    return value
+
+
+_UnsafeFinding = Annotated[str, AfterValidator(_unsafe_finding)]
 _HostEntry = Annotated[str, AfterValidator(_host_entry)]
 
 
@@ -157,6 +165,12 @@ class Settings(BaseSettings):
     container_log_bytes: Bytes = 4 * 2**20
     """How much of a submission's output is kept."""
 
+    # ------------------------------------------------------------------------------ unsafe clusters
+
+    kubernetes_accept_unsafe: Annotated[tuple[_UnsafeFinding, ...], NoDecode] = ()
+    """Findings of `orchestrator preflight` with which submissions may run all the same, comma-separated: see
+    docs/preflight.md for what each gives up."""
+
     # -------------------------------------------------------------------------------------- telemetry
 
     telemetry_steps: bool = True
@@ -190,7 +204,9 @@ class Settings(BaseSettings):
     retention_rows: Count = 1_000_000
     """Rows that each of these queues keeps at most; the oldest are dropped."""
 
-    @field_validator("archive_allowed_schemes", "archive_allowed_hosts", mode="before")
+    @field_validator(
+        "archive_allowed_schemes", "archive_allowed_hosts", "kubernetes_accept_unsafe", mode="before"
+    )
     @classmethod
     def _split_at_commas(cls, value: object) -> object:
         if isinstance(value, str):

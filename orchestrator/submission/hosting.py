@@ -24,6 +24,7 @@ from typing import NoReturn
 from orchestrator.submission.archive import AGENT_FILE, ArchiveLimits
 from orchestrator.submission.children import Children
 from orchestrator.submission.door import DEFAULT_CONNECTIONS, Door
+from orchestrator.submission.listening import listen
 from orchestrator.submission.own_server import OwnServer
 from orchestrator.submission.policy_server import EXIT_NOT_LOADED, LINGER_AFTER_FAILURE_SECONDS
 from orchestrator.submission.preparation import EnvironmentOptions, prepare
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if session_key is None:
             raise UnusableKey("there is no session key")
         options.directory.mkdir(parents=True, exist_ok=True)
-        listener = socket.create_server((options.host, options.port), backlog=128)
+        listener = listen(options.host, options.port)
     except (OSError, UnusableKey) as error:
         print(f"submission host: {error}", file=sys.stderr)
         return 2

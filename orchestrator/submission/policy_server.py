@@ -20,6 +20,7 @@ from typing import Any
 
 from orchestrator.submission.door import DEFAULT_CONNECTIONS, Door
 from orchestrator.submission.handshake import HostState, reply, send_message
+from orchestrator.submission.listening import listen
 from orchestrator.submission.loading import NotAnAgent, describe_exception, describe_frame, load_agent_class
 from orchestrator.submission.startup import UnusableKey, end_on_signals, end_process, take_session_key
 from orchestrator.submission.transport import ByteStream, ConnectionLost, WebSocket, accept_websocket
@@ -236,7 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         session_key = take_session_key(options.key_fd, os.environ)
         if options.listen_fd is None:
-            listener = socket.create_server((options.host, options.port), backlog=128)
+            listener = listen(options.host, options.port)
         else:
             listener = socket.socket(fileno=options.listen_fd)
             listener.set_inheritable(False)  # not for processes that the agent starts

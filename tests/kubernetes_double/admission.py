@@ -145,6 +145,8 @@ def weaknesses_of(pod: Json) -> Iterator[str]:
     spec = pod["spec"]
     if spec.get("automountServiceAccountToken") is not False:
         yield "token automount"
+    if spec.get("serviceAccountName") != "submission":
+        yield "another service account"
     if spec.get("dnsPolicy") != "None":
         yield "DNS of the cluster"
     if spec.get("enableServiceLinks") is not False:

@@ -66,6 +66,8 @@ class Plan:
     prints: str = ""
     # The cluster does not enforce its NetworkPolicy: the egress stays open.
     egress_stays_open: bool = False
+    # It is enforced against other pods and the world, too, for what runs on Python in this pod.
+    polices_python: bool = False
     timing: Timing | None = field(default=None)
 
 

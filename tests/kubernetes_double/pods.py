@@ -9,14 +9,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tests.kubernetes_double.objects import Key, deletion_time, timestamp
 from tests.kubernetes_double.plans import Plan, Timing
 from tests.kubernetes_double.processes import (
+    REPOSITORY,
     CannotStart,
     ConfigMissing,
     ContainerPlace,
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 NODE_NAME = "node-1"
 STARTING = {"waiting": {"reason": "ContainerCreating"}}
 LAST_WORDS_BYTES = 2048
+CLOSED_NETWORK = Path(__file__).parent / "closed_network"
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,8 @@ class PodRun:
                 if not await self._pause(self.timing.create_seconds * 4):
                     await self._never_ran(await self._stop)
                     return False
+        if self.plan.polices_python:
+            environment["PYTHONPATH"] = os.pathsep.join((str(CLOSED_NETWORK), str(REPOSITORY)))
         api = await self._node.open_egress(self, address)
         try:
             if self.plan.start_error is not None:
