@@ -7,7 +7,6 @@ import dataclasses
 from uuid import uuid4
 
 from orchestrator.adapters.kubernetes.containers import KubernetesContainers
-
 from orchestrator.ports import ContainerSpec, Verdict
 from tests.kubernetes.adapters import Adapters, end_of, pod_of
 from tests.kubernetes_double import ApiDouble

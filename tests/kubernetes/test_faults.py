@@ -7,8 +7,8 @@ import dataclasses
 from uuid import UUID, uuid4
 
 import pytest
-from orchestrator.adapters.kubernetes.containers import KubernetesContainers
 
+from orchestrator.adapters.kubernetes.containers import KubernetesContainers
 from orchestrator.ports import ContainerSpec
 from tests.kubernetes.adapters import Adapters
 from tests.kubernetes_double import ApiDouble, plans
