@@ -91,7 +91,7 @@ def _in_words(seconds: float) -> str:
     for unit, length in (("days", 86_400), ("hours", 3600), ("minutes", 60)):
         if seconds >= length and seconds % length == 0:
             return f"{seconds / length:g} {unit if seconds > length else unit[:-1]}"
-    return f"{seconds:g} seconds"
+    return f"{seconds:g} {'second' if seconds == 1 else 'seconds'}"
 
 
 def _as_json(dropped: Mapping[Pruned, int], request: PruneRequest) -> str:

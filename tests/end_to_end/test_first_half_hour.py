@@ -111,6 +111,5 @@ def walk_through(page: str, newcomer: Newcomer) -> tuple[str, list[str]]:
 def normalised(text: str) -> str:
     """`text` without what differs from run to run."""
     text = re.sub(r"\d+(\.\d+)? m?s\b", "TIME", text)
-    text = re.sub(r"packed: \d+ bytes", "packed: N bytes", text)
     text = re.sub(r"\b\d{15,17}\b", "JOB", text)
     return re.sub(r"127\.0\.0\.1:\d+", "127.0.0.1:PORT", text)

@@ -118,7 +118,7 @@ def _start_guardian(files: ServerFiles, guardian_lock: int) -> None:
             start_new_session=True,
             pass_fds=(guardian_lock,),
         )
-    # Reaped whenever it ends: it may outlive this block, but must not stay behind as a zombie of ours.
+    # It leaves us when it has begun; what it was until then must not stay behind as a zombie of ours.
     threading.Thread(target=process.wait, name="reap-postgres-guardian", daemon=True).start()
 
 

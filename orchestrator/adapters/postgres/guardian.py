@@ -1,6 +1,7 @@
 """The process that owns the embedded Postgres: starts it, restarts it, and stops it after its last client.
 
-Run by `embedded.py` in a session of its own, so that neither Ctrl-C nor the end of a client reaches it.
+Run by `embedded.py` in a session of its own and as nobody's child, so that neither Ctrl-C nor the end of a
+client reaches it.
 """
 
 from __future__ import annotations
@@ -146,6 +147,7 @@ def main() -> int:
     parser.add_argument("--lock-descriptor", type=int, required=True)
     parser.add_argument("--port", type=int)
     arguments = parser.parse_args()
+    _leave_the_starter()
     os.set_inheritable(arguments.lock_descriptor, False)
     stop_requests = _stop_requests()
     try:
@@ -154,6 +156,16 @@ def main() -> int:
         _say(str(error))
         return 1
     return 0
+
+
+def _leave_the_starter() -> None:
+    """Go on as nobody's child; the locks come along.
+
+    `ray job stop` ends a command with all of its descendants, and would take the database from the control
+    plane that has to clean up after it.
+    """
+    if os.fork() > 0:
+        os._exit(0)
 
 
 def _guard(files: ServerFiles, port: int | None, stop_requests: list[int]) -> None:

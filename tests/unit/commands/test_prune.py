@@ -54,6 +54,7 @@ def check(case: str, run: CommandRun, database: Database) -> None:
         ("as_set", ()),
         ("stricter", ("--older-than", "1d")),
         ("dry_run", ("--dry-run",)),
+        ("one_second", ("--older-than", "1s")),
         ("json", ("--json",)),
         ("one_queue", ("--queue", "episode_data", "--older-than", "12h")),
         ("held_rows", ("--queue", "add_job")),

@@ -91,6 +91,15 @@ async def use_once(data_dir: Path) -> None:
         pass
 
 
+async def test_the_server_is_no_descendant_of_who_starts_it(data_dir: Path) -> None:
+    async with embedded_postgres(data_dir):
+        state = ServerFiles(data_dir).read_state()
+        descendants = {child.pid for child in psutil.Process().children(recursive=True)}
+
+    assert state is not None
+    assert not {state.pid, state.guardian_pid} & descendants
+
+
 @contextlib.contextmanager
 def client_process(data_dir: Path, *demotion: str) -> Iterator[subprocess.Popen[str]]:
     process = subprocess.Popen(
