@@ -1,11 +1,11 @@
 # `make demo` and `make test` do all the set-up by themselves; `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow coverage check lint format docs lock hooks clean
+.PHONY: help setup demo test test-slow test-kubernetes test-kubernetes-jobs coverage check lint format docs lock hooks clean
 
 BIN := .venv/bin
 
 help: ## List the targets
-	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 22
 
 setup: ## Install the locked dependencies and this package into .venv
 	@scripts/setup.sh
@@ -14,14 +14,20 @@ demo: setup ## Evaluate two example submissions, end to end
 	@$(BIN)/python -m orchestrator.cli demo
 
 test: setup ## Run the tests, without the slow ones
-	@$(BIN)/pytest -m "not slow"
+	@$(BIN)/pytest -m "not slow and not kubernetes"
 
 test-slow: setup ## Run the slow tests only
-	@$(BIN)/pytest -m slow
+	@$(BIN)/pytest -m "slow and not kubernetes"
+
+test-kubernetes: setup ## Run on the cluster of KUBECONFIG what can be shown there: docs/testing.md; TESTS=... for some
+	@$(BIN)/pytest -m kubernetes -v $(TESTS)
+
+test-kubernetes-jobs: setup ## 200 jobs through the Kubernetes adapter, with faults injected; SEED=... repeats a run
+	@$(BIN)/pytest -m slow -s tests/kubernetes/test_jobs.py
 
 coverage: setup ## Branch coverage by the tests, Ray's processes included, in htmlcov/; TESTS=... for some
 	@rm -rf .measured htmlcov
-	@PYTHONPATH=$(CURDIR)/tests/measuring $(BIN)/pytest -m "not slow" $(TESTS); status=$$?; \
+	@PYTHONPATH=$(CURDIR)/tests/measuring $(BIN)/pytest -m "not slow and not kubernetes" $(TESTS); status=$$?; \
 	  $(BIN)/coverage combine --quiet .measured && $(BIN)/coverage html --quiet && $(BIN)/coverage report && exit $$status
 
 check: lint test ## All that has to pass before a commit

@@ -16,9 +16,12 @@ from threading import Event
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
+from structlog.testing import capture_logs
+
+from orchestrator.actors.control_actors import ServiceLoop
 from orchestrator.actors.episode_publisher import until_acknowledged
 from orchestrator.actors.episode_runner import RunReport
-from orchestrator.actors.job_supervision import Cluster, JobSupervision
+from orchestrator.actors.job_supervision import Cluster
 from orchestrator.actors.queue_consumer import QueueConsumer
 from orchestrator.actors.reconciler import Reconciler
 from orchestrator.actors.result_sink import ResultSink
@@ -36,7 +39,7 @@ from orchestrator.domain.messages import EvalJobMessage, EvalResultMessage
 from orchestrator.limits import episode_limits
 from orchestrator.ports import BenchmarkDescription, Claim, ClaimRefusal, Containers, PolicyConnector
 from orchestrator.settings import Settings
-from orchestrator.stores import job_store
+from orchestrator.stores import job_store, submission_containers
 
 if TYPE_CHECKING:
     import asyncpg
@@ -199,9 +202,9 @@ class InProcessPlane:
     recipe: InProcessRecipe
     supervisors: TaskSupervisors
     scratch: Path
-    supervisions: list[JobSupervision] = field(default_factory=list)
+    logged: list[Any]  # every entry of the log so far
 
-    def jobs(self, submission: Path, count: int, **fields: Any) -> list[EvalJobMessage]:
+    def jobs(self, submission: Path, count: int, first_id: int = 1, **fields: Any) -> list[EvalJobMessage]:
         """So many jobs for a submission's directory."""
         packed = pack_directory(submission, self.scratch / "artifacts")
         return [
@@ -217,7 +220,7 @@ class InProcessPlane:
                 }
                 | fields
             )
-            for job_id in range(1, count + 1)
+            for job_id in range(first_id, first_id + count)
         ]
 
     async def submit(self, jobs: Sequence[EvalJobMessage]) -> None:
@@ -239,31 +242,74 @@ class InProcessPlane:
 
 @asynccontextmanager
 async def in_process_plane(
-    database: Database, scratch: Path, containers: Callable[[Settings], Containers], **overrides: Any
+    database: Database,
+    scratch: Path,
+    **overrides: Any,
 ) -> AsyncIterator[InProcessPlane]:
-    """The control plane for the block, with these containers; `overrides` are settings."""
+    """The control plane for the block; `overrides` are settings."""
     values: dict[str, Any] = {"data_dir": scratch, "reconcile_interval_seconds": 1.0} | overrides
     settings = Settings(**values)
+    # Drawing a traceback takes a second, in which nothing else in this process goes on.
+    with capture_logs() as logged:
+        outside = submission_containers(settings)
+        try:
+            async with _plane(database, scratch, settings, outside, logged) as plane:
+                yield plane
+        finally:
+            if hasattr(outside, "close"):  # one that keeps connections
+                await outside.close()
+
+
+@asynccontextmanager
+async def _plane(
+    database: Database,
+    scratch: Path,
+    settings: Settings,
+    outside: Containers,
+    logged: list[Any],
+) -> AsyncIterator[InProcessPlane]:
     async with open_pool(database, application_name="in-process plane", max_size=6) as pool:
         installation = await take_generation(pool, "test")
         recipe = InProcessRecipe(settings, database, installation)
         async with recipe.open_sink() as sink:
             object.__setattr__(recipe, "sink", sink)
-            object.__setattr__(recipe, "outside", containers(settings))
+            object.__setattr__(recipe, "outside", outside)
             supervisors = TaskSupervisors(recipe)
             committing = asyncio.create_task(sink.work())
-            async with open_pool(database, application_name="consumer", max_size=6) as consumer_pool:
-                consumer = _consumer(consumer_pool, recipe, supervisors)
-                consuming = asyncio.create_task(consumer.work())
-                try:
-                    yield InProcessPlane(pool, recipe, supervisors, scratch)
-                finally:
-                    consumer.stop()
-                    await asyncio.wait({consuming}, timeout=STOP_SECONDS)
-                    await supervisors.kill_all()
-                    committing.cancel()
-                    await asyncio.wait({committing}, timeout=STOP_SECONDS)
-                    consuming.result()
+            consuming = Consuming(database, recipe, supervisors)
+            service = ServiceLoop("QueueConsumer", consuming.serve)
+            try:
+                yield InProcessPlane(pool, recipe, supervisors, scratch, logged)
+            finally:
+                consuming.stop()
+                await service.end(STOP_SECONDS)
+                await supervisors.kill_all()
+                committing.cancel()
+                await asyncio.wait({committing}, timeout=STOP_SECONDS)
+                for owned in await outside.list_owned(installation.installation_id):
+                    await outside.remove(owned.handle)  # of a test that failed
+
+
+class Consuming:
+    """Consumers one after the other: what ends one, such as a lost connection, begins the next."""
+
+    def __init__(self, database: Database, recipe: InProcessRecipe, supervisors: TaskSupervisors) -> None:
+        self._database = database
+        self._recipe = recipe
+        self._supervisors = supervisors
+        self._consumer: QueueConsumer | None = None
+        self._stopping = False
+
+    async def serve(self) -> None:
+        async with open_pool(self._database, application_name="consumer", max_size=6) as pool:
+            if not self._stopping:
+                self._consumer = _consumer(pool, self._recipe, self._supervisors)
+                await self._consumer.work()
+
+    def stop(self) -> None:
+        self._stopping = True
+        if self._consumer is not None:
+            self._consumer.stop()
 
 
 def _consumer(pool: Pool, recipe: InProcessRecipe, supervisors: TaskSupervisors) -> QueueConsumer:

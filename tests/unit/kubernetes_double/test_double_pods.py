@@ -12,8 +12,10 @@ import psutil
 import pytest
 
 from tests.kubernetes_double import ApiDouble, Plan, PodControl, plans
+from tests.kubernetes_double.objects import KINDS
 from tests.kubernetes_double.processes import marked
 from tests.kubernetes_double.refusals import Json
+from tests.kubernetes_double.strict import unknown_fields
 from tests.unit.kubernetes_double.double_client import OBEDIENT, Client, a_config_map, a_pod, owned_by
 
 DEADLINE_SECONDS = 20
@@ -376,6 +378,28 @@ raise SystemExit(1)
 
     await client.create(a_pod("one", script))
     await double.pod("one").reaches("Failed" if stays_open else "Succeeded")
+
+
+async def test_whatever_the_double_says_of_a_pod_is_in_the_published_schema(
+    double: ApiDouble, client: Client
+) -> None:
+    before = double.store.version
+    double.next_pod(plans.NO_NODE, plans.MOUNT_FAILS, plans.OUT_OF_MEMORY_ON_NODE, plans.CANNOT_START)
+    for number in range(4):
+        await client.create(a_pod(f"unlucky-{number}", activeDeadlineSeconds=1))
+    evicted = await running(client, a_pod("evicted"))
+    evicted.evict_by_kubelet()
+    preempted = await running(client, a_pod("preempted"))
+    preempted.preempt()
+    for name in ("unlucky-1", "unlucky-2", "unlucky-3", "evicted"):
+        await double.pod(name).reaches("Failed")
+    await until(double, lambda: "preempted" not in double.names("pods"))
+
+    told = [change for change in double.store.changes_after(before) if change.after is not None]
+
+    assert len(told) > 20
+    for change in told:
+        assert unknown_fields(KINDS[change.key.plural], change.after) == [], change.after
 
 
 async def test_nothing_is_left_when_the_double_closes() -> None:

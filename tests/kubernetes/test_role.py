@@ -1,0 +1,83 @@
+"""The Role of the control plane names what the adapter really calls: no verb too many, none missing."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from orchestrator.ports import ContainerSpec
+from tests.kubernetes.adapters import Adapters, preflight_on
+from tests.kubernetes.test_faults import LATE, whole_life
+from tests.kubernetes_double import Account, ApiDouble
+from tests.kubernetes_double.refusals import Json
+
+BASE = Path(__file__).resolve().parents[2] / "kuberay" / "base"
+SUBMISSIONS = "orchestrator-submissions"
+Right = tuple[str, str, str]  # group, resource, verb
+
+
+def role_rules() -> list[Json]:
+    """The rules of the one Role in the submissions' namespace."""
+    documents: list[Any] = [
+        document
+        for path in sorted(BASE.glob("*.yaml"))
+        for document in yaml.safe_load_all(path.read_text())
+        if document
+    ]
+    [role] = [
+        each
+        for each in documents
+        if each.get("kind") == "Role" and each["metadata"].get("namespace") == SUBMISSIONS
+    ]
+    rules: list[Json] = role["rules"]
+    return rules
+
+
+def rights_of(rules: list[Json]) -> set[Right]:
+    return {
+        (group, resource, verb)
+        for rule in rules
+        for group in rule["apiGroups"]
+        for resource in rule["resources"]
+        for verb in rule["verbs"]
+    }
+
+
+async def test_the_role_lets_the_adapter_do_its_work_and_nothing_more(
+    double: ApiDouble, adapters: Adapters, spec: ContainerSpec
+) -> None:
+    double.accounts.tokens[double.token] = Account(
+        "system:serviceaccount:orchestrator:orchestrator", {double.namespace: role_rules()}
+    )
+    double.node.plan_for = lambda pod: LATE
+    script = "print('hello', flush=True); ready(); signal.pause()"
+
+    await whole_life(adapters.running(script), spec)
+    await preflight_on(adapters)
+
+    asked = {call.right for call in double.calls if not call.resource.startswith("selfsubject")}
+    assert asked == rights_of(role_rules())
+    assert {call.namespace for call in double.calls if call.namespace} == {double.namespace}
+
+
+@pytest.mark.parametrize("right", sorted(rights_of(role_rules())) if BASE.is_dir() else [])
+async def test_without_any_one_of_its_rights_the_preflight_says_which_is_missing(
+    double: ApiDouble, adapters: Adapters, right: Right
+) -> None:
+    _, resource, verb = right
+    rules = [
+        {"apiGroups": [each[0]], "resources": [each[1]], "verbs": [each[2]]}
+        for each in rights_of(role_rules())
+        if each != right
+    ]
+    account = dataclasses.replace(double.accounts.tokens[double.token], rules={double.namespace: rules})
+    double.accounts.tokens[double.token] = account
+
+    table = await preflight_on(adapters)
+
+    assert resource in table
+    assert verb in table
