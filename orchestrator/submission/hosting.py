@@ -90,7 +90,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         session_key = take_session_key(options.key_fd, os.environ)
         if session_key is None:
             raise UnusableKey("there is no session key")
-        options.directory.mkdir(parents=True, exist_ok=True)
         listener = listen(options.host, options.port)
     except (OSError, UnusableKey) as error:
         print(f"submission host: {error}", file=sys.stderr)
@@ -99,6 +98,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     host = _make_host(options, children)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda number, frame: host.events.put(Signalled(number)))
+    try:
+        options.directory.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        host.fail(f"there is no place for the submission: {error}", ours=True)
     Door(listener, session_key, host.welcome, connections=options.connections).open()
     if options.seal:
         threading.Thread(target=_seal, args=(host, options), name="seal", daemon=True).start()

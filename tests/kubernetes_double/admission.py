@@ -129,9 +129,10 @@ def restricted_violations(pod: Json) -> Iterator[str]:
             yield f'unrestricted capabilities {must} securityContext.capabilities.drop=["ALL"])'
         if set((own.get("capabilities") or {}).get("add", [])) - {"NET_BIND_SERVICE"}:
             yield "unrestricted capabilities (added)"
-        if own.get("runAsNonRoot", of_pod.get("runAsNonRoot")) is not True:
+        own_users = spec.get("hostUsers") is False  # then any user is admitted
+        if not own_users and own.get("runAsNonRoot", of_pod.get("runAsNonRoot")) is not True:
             yield f"runAsNonRoot != true {must} securityContext.runAsNonRoot=true)"
-        if own.get("runAsUser", of_pod.get("runAsUser")) == 0:
+        if not own_users and own.get("runAsUser", of_pod.get("runAsUser")) == 0:
             yield "runAsUser=0 (container must not set securityContext.runAsUser=0)"
         profile = (own.get("seccompProfile") or of_pod.get("seccompProfile") or {}).get("type")
         if profile not in ("RuntimeDefault", "Localhost"):
@@ -159,6 +160,8 @@ def weaknesses_of(pod: Json) -> Iterator[str]:
         yield "volumes that carry secrets or tokens"
     for container in spec["containers"]:
         own = container.get("securityContext") or {}
+        if own.get("runAsUser", (spec.get("securityContext") or {}).get("runAsUser")) == 0:
+            yield "root"
         if own.get("readOnlyRootFilesystem") is not True:
             yield "a writable root"
         if (own.get("capabilities") or {}).get("add"):

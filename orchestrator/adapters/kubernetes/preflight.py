@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeVar
 from uuid import uuid4
 
@@ -12,6 +13,7 @@ from orchestrator.adapters.kubernetes.canaries import Canaries
 from orchestrator.adapters.kubernetes.preflight_admission import (
     WEAKENINGS,
     Refusal,
+    is_weak,
     judge_admission_policy,
     judge_own_pod,
     judge_pod_security,
@@ -24,7 +26,7 @@ from orchestrator.adapters.kubernetes.preflight_network import (
     judge_canaries,
     judge_policies,
 )
-from orchestrator.adapters.kubernetes.preflight_rights import REVIEWS_PATH, judge_rights, questions
+from orchestrator.adapters.kubernetes.preflight_rights import REVIEWS_PATH, Right, judge_rights, questions
 from orchestrator.domain.errors import InfrastructureError
 from orchestrator.domain.preflight import Finding, Level, PreflightReport, Unsafe
 
@@ -83,19 +85,23 @@ class Preflight:
         namespace = self.maker.namespace
         asked = list(questions(namespace))
 
-        async def held(right: object) -> bool:
-            answer = await self.api.call("POST", REVIEWS_PATH, body=right)  # type: ignore[arg-type]
+        async def held(right: Right, where: str) -> bool:
+            answer = await self.api.call("POST", REVIEWS_PATH, body=right.review(where))
             return bool((answer.get("status") or {}).get("allowed"))
 
-        answers = await _at_once([lambda each=each: held(each[0].review(each[1])) for each in asked])  # type: ignore[misc]
+        answers = await _at_once([partial(held, right, where) for right, where in asked])
         return list(
             judge_rights(dict(zip(asked, answers, strict=True)), namespace, in_cluster=self.in_cluster)
         )
 
     async def _admission(self) -> tuple[Refusal | None, list[Finding]]:
         pod = self.maker.pod(uuid4(), str(uuid4()), canary=False)
-        pods = [pod, unrestricted(pod), *(weakened(pod, weakness) for weakness in WEAKENINGS)]
-        own, loose, *weak = await _at_once([lambda each=each: self._dry_run(each) for each in pods])  # type: ignore[misc]
+        tries = [
+            partial(self._dry_run, pod),
+            partial(self._dry_run, unrestricted(pod)),
+            *(partial(self._dry_run, weakened(pod, weakness), weakness) for weakness in WEAKENINGS),
+        ]
+        own, loose, *weak = await _at_once(tries)
         findings = [
             judge_own_pod(own),
             judge_pod_security(loose, own),
@@ -103,16 +109,16 @@ class Preflight:
         ]
         return own, findings
 
-    async def _dry_run(self, pod: Json) -> Refusal | None:
+    async def _dry_run(self, pod: Json, weakness: str = "") -> Refusal | None:
         try:
             path = Paths(self.maker.namespace).of("pods")
-            await self.api.call("POST", path, query={"dryRun": "All"}, body=pod)
+            created = await self.api.call("POST", path, query={"dryRun": "All"}, body=pod)
         except ApiRefused as refused:
             return Refusal(refused.status, refused.message)
-        return None
+        return None if is_weak(created, weakness) else Refusal(0, f"let in without {weakness}")
 
     async def _canaries(self, own: Refusal | None) -> CanaryFindings:
-        if own is not None and "exceeded quota" not in own.message:
+        if own is not None and not own.is_of_quota:
             return CanaryFindings(trouble="no canary can run where the namespace does not take our pod")
         return await Canaries(self.api, self.maker, self.start_seconds, self.dns_servers).look()
 
@@ -122,7 +128,7 @@ class Preflight:
         return [judge_policies(found.get("items") or [], labels, seen)]
 
 
-async def _at_once(calls: list[Callable[[], Awaitable[T]]]) -> list[T]:
+async def _at_once(calls: Sequence[Callable[[], Awaitable[T]]]) -> list[T]:
     """The answers to all calls in their order, some of them at once."""
     places = asyncio.Semaphore(AT_ONCE)
 

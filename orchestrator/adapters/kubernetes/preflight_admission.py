@@ -11,7 +11,7 @@ from orchestrator.domain.preflight import Finding, Level, Unsafe, finding
 
 Json = dict[str, Any]
 
-_ROOT = "a writable root"
+_NO_LIMITS = "no limits"
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +20,11 @@ class Refusal:
 
     status: int
     message: str
+
+    @property
+    def is_of_quota(self) -> bool:
+        """Whether a quota did it, which is asked after all policies: they had let the object in."""
+        return "exceeded quota" in self.message or "failed quota" in self.message
 
 
 def _pod(change: Callable[[Json], None]) -> Callable[[Json], None]:
@@ -51,6 +56,13 @@ def _add_capability(container: Json) -> None:
     container["securityContext"]["capabilities"]["add"] = ["NET_BIND_SERVICE"]
 
 
+def _as_root_of_user_namespace(pod: Json) -> None:
+    root = {"runAsUser": 0, "runAsNonRoot": False}
+    pod["spec"]["hostUsers"] = False
+    for part in (pod["spec"], pod["spec"]["containers"][0]):
+        part.setdefault("securityContext", {}).update(root)
+
+
 def _with_cluster_dns(spec: Json) -> None:
     spec["dnsPolicy"] = "ClusterFirst"
     spec.pop("dnsConfig", None)
@@ -64,12 +76,13 @@ WEAKENINGS: Mapping[str, Callable[[Json], None]] = {
     "another service account": _pod(_set(serviceAccountName="default")),
     "a Secret as a volume": _with_volume({"secret": {"secretName": "weakness", "optional": True}}),
     "a Secret as a variable": _container(_with_secret_variable),
-    _ROOT: _secure(readOnlyRootFilesystem=False),
-    "no limits": _container(_set(resources={})),
+    "a writable root": _secure(readOnlyRootFilesystem=False),
+    _NO_LIMITS: _container(_set(resources={})),
     "the cluster's DNS": _pod(_with_cluster_dns),
     "service links": _pod(_set(enableServiceLinks=True)),
     "a shared process namespace": _pod(_set(shareProcessNamespace=True)),
     "a capability": _container(_add_capability),
+    "root in a user namespace": _as_root_of_user_namespace,
     "a node of its choice": _pod(_set(nodeName="weakness")),
 }
 
@@ -79,6 +92,12 @@ def weakened(pod: Json, weakness: str) -> Json:
     changed = copy.deepcopy(pod)
     WEAKENINGS[weakness](changed)
     return changed
+
+
+def is_weak(created: Json, weakness: str) -> bool:
+    """Whether a pod that was let in has the weakness still: a LimitRange fills limits in."""
+    limits = created["spec"]["containers"][0].get("resources", {}).get("limits", {})
+    return weakness != _NO_LIMITS or not {"cpu", "memory", "ephemeral-storage"} <= set(limits)
 
 
 def unrestricted(pod: Json) -> Json:
@@ -127,7 +146,7 @@ def judge_pod_security(refusal: Refusal | None, own: Refusal | None) -> Finding:
         return Finding(
             Unsafe.POD_SECURITY, Level.OK, 'the namespace enforces Pod Security "restricted" (dry run)'
         )
-    if refusal is None:
+    if refusal is None or refusal.is_of_quota:
         what = 'the namespace lets a pod in that Pod Security "restricted" refuses'
     elif own is not None and refusal.message == own.message:
         what = "it cannot be told whether Pod Security is enforced: every pod of ours is refused"
@@ -138,11 +157,12 @@ def judge_pod_security(refusal: Refusal | None, own: Refusal | None) -> Finding:
 
 def judge_admission_policy(refusals: Mapping[str, Refusal | None], own: Refusal | None) -> Finding:
     """Whether each single weakening that "restricted" admits is refused."""
-    let_in = [weakness for weakness, refusal in refusals.items() if refusal is None]
+    let_in = [weakness for weakness, refusal in refusals.items() if refusal is None or refusal.is_of_quota]
     unclear = [
         weakness
         for weakness, refusal in refusals.items()
-        if refusal is not None and own is not None and refusal.message == own.message
+        if weakness not in let_in and refusal is not None and own is not None
+        if refusal.message == own.message
     ]
     problems = [f"a pod is let in that has {', or '.join(let_in)}"] if let_in else []
     if unclear:

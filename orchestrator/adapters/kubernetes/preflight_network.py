@@ -151,7 +151,10 @@ def _judge_node(reports: Iterable[ProbeReport]) -> Finding:
 
 
 def _judge_rpc_port(seen: CanaryFindings, *, in_cluster: bool) -> Finding:
-    name, what = "rpc-port", "this process connects to a canary's RPC port, and the other canary cannot"
+    name, what = (
+        "rpc-port",
+        "this process connects to the RPC port of a canary, and the other canary does not",
+    )
     tried = any(outcome.name == OTHER_POD for report in seen.reports for outcome in report.outcomes)
     if seen.connected and tried:
         return Finding(name, Level.OK, what)

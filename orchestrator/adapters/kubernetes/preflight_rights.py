@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.domain.preflight import Finding, Level, Unsafe, finding
 
 REVIEWS_PATH = "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews"
+SHOWN_RIGHTS = 12
 EVERYWHERE = ""  # as a namespace: all of them, and what has none
 
 
@@ -105,6 +106,8 @@ def judge_rights(
     )
     excess = [str(right) for right in DANGEROUS if held[right, namespace]]
     excess += [f"{right} (everywhere)" for right in DANGEROUS_EVERYWHERE if held[right, EVERYWHERE]]
+    if (more := len(excess) - SHOWN_RIGHTS) > 0:
+        excess[SHOWN_RIGHTS:] = [f"and {more} more"]
     yield finding(
         Unsafe.RIGHTS,
         [f"held without need: {', '.join(excess)}"] if excess else [],

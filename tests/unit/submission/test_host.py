@@ -18,7 +18,13 @@ import pytest
 
 from orchestrator.adapters.policies.host_client import SubmissionHostClient
 from orchestrator.adapters.policies.websocket import WebSocketConnector
-from orchestrator.domain.errors import AuthenticationFailed, PolicyLost, PolicyRaised, SubmissionError
+from orchestrator.domain.errors import (
+    AuthenticationFailed,
+    InfrastructureError,
+    PolicyLost,
+    PolicyRaised,
+    SubmissionError,
+)
 from orchestrator.ports import Endpoint
 from orchestrator.submission.handshake import (
     HandshakeFailed,
@@ -97,6 +103,17 @@ def test_a_port_file_names_the_port_and_the_log_is_left_to_the_submission(tmp_pa
         process.terminate()
         printed, _ = process.communicate(timeout=30)
     assert printed == b""
+
+
+async def test_a_work_directory_that_cannot_be_made_is_no_fault_of_the_submission(tmp_path: Path) -> None:
+    sha256 = write_archive(tmp_path / "a.tar.gz", {"agent.py": ECHO_AGENT})
+    (tmp_path / "file").touch()
+
+    with (
+        running_host(tmp_path / "file" / "work", KEY) as server,
+        pytest.raises(InfrastructureError, match="no place for the submission"),
+    ):
+        await client(server).push_archive(tmp_path / "a.tar.gz", sha256, 60)
 
 
 async def test_a_pushed_archive_is_served_by_the_same_process(host: RunningServer, tmp_path: Path) -> None:

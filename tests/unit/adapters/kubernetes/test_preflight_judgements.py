@@ -9,6 +9,7 @@ import pytest
 from orchestrator.adapters.kubernetes.preflight_admission import (
     WEAKENINGS,
     Refusal,
+    is_weak,
     judge_admission_policy,
     judge_own_pod,
     judge_pod_security,
@@ -116,6 +117,21 @@ def test_a_level_below_restricted_is_not_taken_for_it() -> None:
     assert judge_pod_security(restricted, None).level is Level.OK
     for refusal in (None, baseline, Refusal(403, "serviceaccount not found")):
         assert judge_pod_security(refusal, None).level is Level.UNSAFE
+
+
+def test_a_quota_speaks_after_the_policies_which_let_the_pod_in() -> None:
+    exceeded = Refusal(403, "exceeded quota: small, requested: pods=1")
+
+    assert "lets a pod in" in judge_pod_security(exceeded, exceeded).what
+    assert judge_admission_policy({"a token": exceeded}, exceeded).what == "a pod is let in that has a token"
+
+
+def test_limits_that_a_limit_range_fills_in_are_no_weakness() -> None:
+    pod = a_pod("mine")
+
+    assert is_weak(weakened(pod, "no limits"), "no limits")
+    assert not is_weak(pod, "no limits")
+    assert is_weak(pod, "a writable root")
 
 
 def test_where_every_pod_is_refused_nothing_is_shown() -> None:
