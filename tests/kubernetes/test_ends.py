@@ -9,8 +9,8 @@ from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import pytest
-from orchestrator.adapters.kubernetes.containers import KubernetesContainers
 
+from orchestrator.adapters.kubernetes.containers import KubernetesContainers
 from orchestrator.domain.episodes import FaultClass
 from orchestrator.domain.errors import InfrastructureError, OrchestratorError, SubmissionError
 from orchestrator.ports import ContainerSpec, Evidence, Verdict
