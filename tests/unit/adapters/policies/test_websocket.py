@@ -204,7 +204,8 @@ def test_a_discarded_connection_keeps_nothing_that_it_received(metadata: bytes, 
         tracemalloc.stop()
         gc.enable()
 
-    assert kept < 200_000
+    # One buffer kept is many times as much; what other threads of this process trace meanwhile is not.
+    assert kept < MIB
 
 
 def object_array() -> bytes:
