@@ -176,8 +176,9 @@ class InProcessRecipe(ControlPlaneRecipe):
     sink: ResultSink
     outside: Containers
 
-    def _containers(self) -> Containers:
-        return self.outside
+    @asynccontextmanager
+    async def _open_containers(self) -> AsyncIterator[Containers]:
+        yield self.outside
 
     def _cluster(self, claim: Claim) -> Cluster:
         job, settings = claim.job.message, self.settings

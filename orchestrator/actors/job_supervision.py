@@ -409,7 +409,8 @@ class Evaluation:
         except (SubmissionError, UsageError):
             return  # refused before there could be a container
         try:
-            await policy.remove(self._claim)
+            async with asyncio.timeout(CLEAN_UP_SECONDS):  # the result does not wait for an API server
+                await policy.remove(self._claim)
         except Fenced:
             raise
         except Exception as error:  # noqa: BLE001 - the verdict that was reached counts more

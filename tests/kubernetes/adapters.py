@@ -131,9 +131,10 @@ async def settings_of_cluster(directory: Path) -> AsyncIterator[dict[str, Any]]:
 
 async def preflight_on(adapters: Adapters) -> str:
     """What `orchestrator preflight` prints."""
+    from orchestrator.cluster_containers import open_preflight_parts
     from orchestrator.preflight import preflight
 
-    return str(await preflight(adapters.settings()))
+    return str(await preflight(adapters.settings(), open_preflight_parts))
 
 
 def pod_of(double: ApiDouble, spec: ContainerSpec) -> PodControl:
