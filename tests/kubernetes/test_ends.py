@@ -161,11 +161,15 @@ async def test_a_quota_that_is_used_up_is_named(
     double: ApiDouble, adapters: Adapters, spec: ContainerSpec
 ) -> None:
     double.set_quota("submissions", {"pods": "0"})
-    containers = adapters.waiting()
+    containers = adapters.waiting(kubernetes_unschedulable_seconds=2)
+    told: list[str] = []
+
+    async def tell(why: str) -> None:
+        told.append(why)
 
     async def begin() -> None:
         handle = await containers.create(spec)
-        await containers.wait_ready(handle, timeout_seconds=2)
+        await containers.wait_ready(handle, 2, tell)
 
     async with asyncio.timeout(DEADLINE_SECONDS):
         with pytest.raises(InfrastructureError, match="submissions"):
@@ -173,6 +177,24 @@ async def test_a_quota_that_is_used_up_is_named(
         await containers.remove(containers.handle_of(spec.container_id))
 
     assert double.names("configmaps") == []
+    assert any("quota submissions" in why for why in told), told
+
+
+async def test_a_container_begins_once_a_quota_has_room(
+    double: ApiDouble, adapters: Adapters, spec: ContainerSpec
+) -> None:
+    double.set_quota("submissions", {"pods": "0"})
+    containers = adapters.waiting()
+    handle = await containers.create(spec)
+    made_without_room = double.names("pods")
+
+    async def make_room(why: str) -> None:
+        double.remove("resourcequotas", "submissions")
+
+    await containers.wait_ready(handle, DEADLINE_SECONDS, make_room)
+
+    assert made_without_room == []
+    assert (await containers.evidence(handle)).running
 
 
 async def test_a_pod_of_a_dead_node_can_be_removed(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from orchestrator.domain.errors import InfrastructureError, UsageError
 from orchestrator.ports import Endpoint
 
 LOOK_SECONDS = 1.0
+UNHEARD_SECONDS, UNWATCHED_SECONDS = 15.0, 3.0
 CONNECT_SECONDS = 3.0
 FIRST_DIAL_PAUSE_SECONDS, LONGEST_DIAL_PAUSE_SECONDS = 0.05, 0.5
 # A pod begins within a second; what takes longer is worth a look at its events.
@@ -87,6 +89,7 @@ class Readiness:
     _told: set[str] = field(default_factory=set)
     _last_word: str = ""
     _waits: dict[str, float] = field(default_factory=dict)  # since when, by reason
+    _asked_at: float = field(default_factory=time.monotonic)
     _events_at: float | None = None
     _events_pause: float = FIRST_EVENTS_SECONDS
 
@@ -115,11 +118,21 @@ class Readiness:
 
     async def _pass_time(self, seconds: float, view: PodView | None) -> None:
         await self.record.changes(seconds)
+        await self._ask_if_unheard()
         unschedulable = view is not None and bool(view.unschedulable) and not view.is_scheduled
         away = self.watch.is_away and not (view is not None and view.runs)
         if away:
             await self.say("waits for the Kubernetes API server")
         self.patience.spend(self._last_word, on_room=unschedulable and not away, on_api=away)
+
+    async def _ask_if_unheard(self) -> None:
+        """Ask for the pod itself, now and then, should the watch be cut off or silent without knowing it."""
+        pause = UNHEARD_SECONDS if self.watch.is_live else UNWATCHED_SECONDS
+        if time.monotonic() - max(self.record.read_at, self._asked_at) < pause:
+            return
+        self._asked_at = time.monotonic()
+        with contextlib.suppress(ApiRefused, ApiUnreachable):
+            await self.watch.read(self.record.name)
 
     async def _look(self, view: PodView) -> None:
         """Say what a pod waits for that does not run."""

@@ -25,7 +25,7 @@ SHORTEST_WATCH_SECONDS, LONGEST_WATCH_SECONDS = 25, 35
 SILENCE_SECONDS = 10.0
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 5.0
-LIST_SECONDS = 30.0
+LIST_SECONDS = 15.0
 READS_AT_ONCE = 8
 
 
@@ -38,7 +38,13 @@ class PodWatch:
         self._records: dict[str, PodRecord] = {}
         self._task: asyncio.Task[None] | None = None
         self._away_since: float | None = None
+        self._hears = False
         self._version: str | None = None  # to go on from; None where all has to be listed
+
+    @property
+    def is_live(self) -> bool:
+        """Whether changes are heard of as they come, as far as the watch knows."""
+        return self._hears and self._away_since is None
 
     @property
     def is_away(self) -> bool:
@@ -125,6 +131,7 @@ class PodWatch:
             log.warning("pod_watch_interrupted", why=str(error))
 
     def _heard(self) -> None:
+        self._hears = True
         if self._away_since is not None:
             log.info("pod_watch_resumed", after_seconds=round(time.monotonic() - self._away_since, 1))
             self._away_since = None
