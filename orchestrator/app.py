@@ -133,6 +133,7 @@ class ControlPlaneRecipe:
                 retention=Retention(pool),
                 retention_rules=retention_rules(self.settings),
                 unheld_result=store.failed_result,
+                lists_every_container=self.settings.containers == "kubernetes",
                 client_is_dead=is_known_dead,
             )
             yield QueueConsumer(

@@ -62,8 +62,9 @@ def settings_on(kubeconfig: Path, **more: Any) -> dict[str, Any]:
 
 
 def variables_for(kubeconfig: Path) -> dict[str, str]:
-    """The same for a command, as its environment."""
+    """The same for a command, as its environment. The double's pods are plain processes, in no network."""
     return {
+        "ORCHESTRATOR_KUBERNETES_ACCEPT_UNSAFE": "container,network",
         "KUBECONFIG": str(kubeconfig),
         "ORCHESTRATOR_KUBERNETES_IMAGE": IMAGE,
         "ORCHESTRATOR_KUBERNETES_ALLOWED_IMAGES": IMAGE_REPOSITORY,
