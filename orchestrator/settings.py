@@ -246,7 +246,7 @@ class Settings(BaseSettings):
     kubernetes_max_memory_bytes: Annotated[int, Field(ge=16 * 2**20, le=2**50)] = 16 * 2**30
     """Most memory that a job may ask for."""
 
-    kubernetes_default_disk_bytes: Bytes = 8 * 2**30
+    kubernetes_default_disk_bytes: Bytes = 4 * 2**30
     """Disk of a pod whose job asks for none: unpacked archive, environment, temporary files and log."""
 
     kubernetes_max_disk_bytes: Bytes = 32 * 2**30
