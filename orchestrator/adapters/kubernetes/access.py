@@ -107,6 +107,7 @@ class ClusterAccess:
         self._loaded_at = time.monotonic()
         client_class, _ = await asyncio.to_thread(_imported)
         client: ApiClient = client_class(configuration)
+        client.user_agent = "orchestrator"
         return client
 
 

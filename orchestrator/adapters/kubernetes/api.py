@@ -219,7 +219,7 @@ async def _send(
         method,
         path,
         query_params=list((query or {}).items()),
-        header_params={"Accept": "application/json, */*", "User-Agent": "orchestrator"},
+        header_params={"Accept": "application/json, */*"},
         body=body,
         auth_settings=["BearerToken"],
     )

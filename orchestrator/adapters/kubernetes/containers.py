@@ -42,7 +42,7 @@ LOG_LINES = 200
 ERROR_LOG_BYTES = 8192
 ROOM_PAUSE_SECONDS = 2.0
 # Several questions for the same pod in so short a time get one answer.
-FRESH_SECONDS = 0.5
+FRESH_SECONDS = 1.0
 # It takes a control plane about 50 s to find out that a node is dead.
 NODE_DOUBT_SECONDS = 75.0
 NODE_LOOK_SECONDS = 5.0
@@ -196,15 +196,16 @@ class KubernetesContainers:
         if found is None:
             return GONE
         record = self._watch.follow(found.name)
+        is_fresh = time.monotonic() - record.read_at < FRESH_SECONDS
         evidence = await self._now(record)
-        if not evidence.running or record.view is None or not record.view.runs:
+        if is_fresh or not evidence.running or record.view is None or not record.view.runs:
             return evidence
         if await dial(record.view.ip) is not None:
             return evidence
         return await self._in_doubt(record)
 
     async def _now(self, record: PodRecord) -> Evidence:
-        if record.end is None and time.monotonic() - record.read_at > FRESH_SECONDS:
+        if record.end is None and time.monotonic() - record.read_at >= FRESH_SECONDS:
             await self._read(record)
         return await record.settled() or GONE
 

@@ -243,6 +243,12 @@ def newest_trouble(events: Iterable[Json]) -> str:
             series.get("lastObservedTime") or event.get("lastTimestamp") or event.get("eventTime") or ""
         )
 
-    telling = [each for each in events if each.get("type") == "Warning" or each.get("reason") == "Pulling"]
+    # Once it has a node, what the scheduler had against it is of no interest.
+    telling = [
+        each
+        for each in events
+        if (each.get("type") == "Warning" and each.get("reason") != "FailedScheduling")
+        or each.get("reason") == "Pulling"
+    ]
     newest = max(telling, key=at, default=None)
     return "" if newest is None else words(str(newest.get("reason")), str(newest.get("message") or ""))

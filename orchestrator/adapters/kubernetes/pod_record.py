@@ -33,8 +33,8 @@ class PodRecord:
         last = self.view
         if last is not None and view.version <= last.version:
             return
-        if last is not None and view.uid != last.uid:
-            self._begin_anew()
+        if last is None or view.uid != last.uid:
+            self._begin_anew()  # also where it was looked for before it was made
         elif self.end is not None:
             return
         self.view = view
@@ -56,12 +56,6 @@ class PodRecord:
             ended = self.view is not None and self._at_end is not None
             self.end = judge(self.view, self._at_end, ran=self._ran) if ended and self.view else GONE
             self._ring()
-
-    def forget(self) -> None:
-        """Begin anew: the pod that comes is another one."""
-        self.view = None
-        self.read_at = float("-inf")
-        self._begin_anew()
 
     def _begin_anew(self) -> None:
         self.end, self._at_end, self._ran = None, None, False
