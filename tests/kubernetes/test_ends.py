@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.adapters.kubernetes.containers import KubernetesContainers
 from orchestrator.domain.episodes import FaultClass
-from orchestrator.domain.errors import InfrastructureError, OrchestratorError, SubmissionError
+from orchestrator.domain.errors import InfrastructureError, OrchestratorError, SubmissionError, UsageError
 from orchestrator.ports import ContainerSpec, Evidence, Verdict
 from tests.kubernetes.adapters import Adapters, end_of, pod_of
 from tests.kubernetes_double import ApiDouble, Plan, PodControl, plans
@@ -114,6 +114,30 @@ async def test_what_can_never_begin_fails_fast_and_is_not_the_submissions_fault(
             await containers.wait_ready(handle, timeout_seconds=3600)
 
     assert not isinstance(caught.value, SubmissionError)
+
+
+async def test_an_image_of_the_jobs_own_that_is_not_there_is_the_jobs_affair(
+    double: ApiDouble, adapters: Adapters, spec: ContainerSpec
+) -> None:
+    double.next_pod(plans.IMAGE_CANNOT_BE_PULLED)
+    containers = adapters.waiting()
+    image = f"example.org/none@sha256:{'1' * 64}"
+    handle = await containers.create(dataclasses.replace(spec, image=image))
+
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        with pytest.raises(UsageError, match="not found; the job asks for image example.org/none"):
+            await containers.wait_ready(handle, timeout_seconds=3600)
+
+
+async def test_the_log_is_that_of_the_last_200_lines(
+    double: ApiDouble, adapters: Adapters, spec: ContainerSpec
+) -> None:
+    containers = adapters.running("print('\\n'.join(map(str, range(1000)))); sys.exit(3)")
+    handle = await containers.create(spec)
+    await end_of(containers, handle)
+
+    assert (await containers.logs(handle, 100_000)).split() == [str(number) for number in range(800, 1000)]
+    assert (await containers.logs(handle, 8)) == "998\n999\n"
 
 
 @pytest.mark.parametrize(
