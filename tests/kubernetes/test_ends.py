@@ -125,7 +125,7 @@ async def test_an_image_of_the_jobs_own_that_is_not_there_is_the_jobs_affair(
     handle = await containers.create(dataclasses.replace(spec, image=image))
 
     async with asyncio.timeout(DEADLINE_SECONDS):
-        with pytest.raises(UsageError, match="not found; the job asks for image example.org/none"):
+        with pytest.raises(UsageError, match=r"not found; the job asks for image example\.org/none"):
             await containers.wait_ready(handle, timeout_seconds=3600)
 
 
