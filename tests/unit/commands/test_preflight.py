@@ -45,8 +45,11 @@ def parts(cluster: ApiDouble) -> OpenParts:
 
 @pytest.fixture
 def logged() -> Iterator[list[Any]]:
+    before = structlog.get_config()
+    structlog.reset_defaults()  # a command that ran before in this process may have left a level
     with structlog.testing.capture_logs() as entries:
         yield entries
+    structlog.configure(**before)
 
 
 async def test_a_cluster_that_is_fit_exits_with_0_and_shows_the_table(
