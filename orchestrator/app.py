@@ -7,7 +7,7 @@ import hashlib
 import os
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from importlib import resources
@@ -26,6 +26,8 @@ from orchestrator.actors.result_sink import ResultSink
 from orchestrator.actors.rollout_cluster import ClusterPlan, RolloutCluster
 from orchestrator.actors.rollout_worker import WorkerSetup
 from orchestrator.actors.submission_container import (
+    END_OF_POD_SECONDS,
+    END_OF_PROCESS_SECONDS,
     Archive,
     ContainerTools,
     ExternalPolicy,
@@ -59,7 +61,7 @@ from orchestrator.stores import (
     data_directory,
     job_store,
     ledger,
-    submission_containers,
+    open_containers,
 )
 
 log = get_logger()
@@ -115,19 +117,23 @@ class ControlPlaneRecipe:
 
     @asynccontextmanager
     async def open_consumer(self) -> AsyncIterator[QueueConsumer]:
-        async with self._pool(CONSUMER_APPLICATION, max_size=CONSUMER_CONNECTIONS) as pool:
+        async with (
+            self._pool(CONSUMER_APPLICATION, max_size=CONSUMER_CONNECTIONS) as pool,
+            self._open_containers() as containers,
+        ):
             store = job_store(pool, self.settings)
             supervisors = RaySupervisors(self)
             reconciler = Reconciler(
                 store=store,
                 queries=ReconciliationQueries(pool),
                 supervisors=supervisors,
-                containers=self._containers(),
+                containers=containers,
                 installation_id=self.installation.installation_id,
                 max_concurrent_jobs=self.settings.max_concurrent_jobs,
                 retention=Retention(pool),
                 retention_rules=retention_rules(self.settings),
                 unheld_result=store.failed_result,
+                lists_every_container=self.settings.containers == "kubernetes",
                 client_is_dead=is_known_dead,
             )
             yield QueueConsumer(
@@ -145,13 +151,16 @@ class ControlPlaneRecipe:
         data_dir = data_directory(self.settings)
         scratch = scratch_path(data_dir, self.installation.installation_id, job_id)
         await asyncio.to_thread(sweep_scratch, data_dir)
-        async with self._pool(f"orchestrator job {job_id}", max_size=SUPERVISOR_CONNECTIONS) as pool:
+        async with (
+            self._pool(f"orchestrator job {job_id}", max_size=SUPERVISOR_CONNECTIONS) as pool,
+            self._open_containers() as containers,
+        ):
             store = patient(job_store(pool, self.settings), self.settings.lease_seconds)
             parts = SupervisionParts(
                 store=store,
                 ledger=patient(ledger(pool, self.settings), self.settings.lease_seconds),
                 cluster=self._cluster,
-                policy=lambda claim: self._policy(claim, store, scratch),
+                policy=lambda claim: self._policy(claim, store, containers, scratch),
                 seed_secret=self.installation.seed_secret(),
                 validator_hotkey=self.settings.validator_hotkey,
                 lease_seconds=self.settings.lease_seconds,
@@ -171,9 +180,9 @@ class ControlPlaneRecipe:
             lease_seconds=self.settings.lease_seconds,
         )
 
-    def _containers(self) -> Containers:
+    def _open_containers(self) -> AbstractAsyncContextManager[Containers]:
         # A Ray worker's parent is its node's raylet: with the node gone, nobody can talk to the container.
-        return submission_containers(self.settings, watch_pid=os.getppid())
+        return open_containers(self.settings, watch_pid=os.getppid())
 
     def _cluster(self, claim: Claim) -> Cluster:
         job = claim.job.message
@@ -183,7 +192,7 @@ class ControlPlaneRecipe:
             job=job,
             workers=job.resources.workers or settings.workers_per_job,
             cpus_per_worker=job.resources.cpus_per_worker or settings.cpus_per_worker,
-            node_resource=f"node:{ray.util.get_node_ip_address()}",
+            node_resource=self._node_resource(),
             cluster_grows=self.cluster_grows,
         )
         setup = WorkerSetup(
@@ -200,19 +209,28 @@ class ControlPlaneRecipe:
         )
         return RolloutCluster(plan, setup)
 
-    def _policy(self, claim: Claim, store: JobStore, scratch: Path) -> PolicySource:
+    def _node_resource(self) -> str | None:
+        """Pins workers to the node that their submission runs on; a pod is reached from every one."""
+        if self.settings.containers == "kubernetes":
+            return None
+        return f"node:{ray.util.get_node_ip_address()}"
+
+    def _policy(self, claim: Claim, store: JobStore, containers: Containers, scratch: Path) -> PolicySource:
         message = claim.job.message
         if _names_a_server(message.artifact_url or ""):
             return self._external_policy(claim)
         tools = ContainerTools(
             store=store,
-            containers=self._containers(),
+            containers=containers,
             host_client=partial(submission_host, self.settings),
             connector=_connector,
             session_key=self.installation.session_key,
             installation_id=self.installation.installation_id,
             limits=container_limits(claim.job.message, self.settings),
             start_up_timeout_seconds=self.settings.start_up_timeout_seconds,
+            end_shows_seconds=END_OF_POD_SECONDS
+            if self.settings.containers == "kubernetes"
+            else END_OF_PROCESS_SECONDS,
         )
         limits = self._fetch_limits(claim)
         if claim.epoch == 1:  # later there may be a container, which has the archive already
@@ -244,12 +262,17 @@ class ControlPlaneRecipe:
 async def remove_leftovers(settings: Settings, installation: Installation) -> None:
     """Remove what containers and killed supervisors left on this machine, after their Ray has ended."""
     await asyncio.to_thread(sweep_scratch, data_directory(settings))
-    containers = submission_containers(settings)
-    for owned in await containers.list_owned(installation.installation_id):
+    async with open_containers(settings) as containers:
         try:
-            await containers.remove(owned.handle)
+            left = await containers.list_owned(installation.installation_id)
         except InfrastructureError as error:
-            log.warning("container_left", container_id=str(owned.container_id), why=str(error))
+            log.warning("containers_not_listed", why=str(error))
+            return
+        for owned in left:
+            try:
+                await containers.remove(owned.handle)
+            except InfrastructureError as error:
+                log.warning("container_left", container_id=str(owned.container_id), why=str(error))
 
 
 def _names_a_server(url: str) -> bool:

@@ -35,7 +35,10 @@ def process_containers(
 
 
 def submission_host(settings: Settings, endpoint: Endpoint, session_key: bytes) -> SubmissionHostClient:
-    """Talks to the submission host of such a container."""
+    """Talks to the submission host of a container; one in a cluster has to prove its network closed first."""
     return SubmissionHostClient(
-        endpoint, session_key, environment_timeout_seconds=settings.environment_timeout_seconds
+        endpoint,
+        session_key,
+        environment_timeout_seconds=settings.environment_timeout_seconds,
+        require_sealed=settings.containers == "kubernetes",
     )

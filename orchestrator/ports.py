@@ -178,6 +178,7 @@ class ContainerLimits:
     disk_bytes: int | None = None
     log_bytes: int = 4 * 2**20
     cpus: float | None = None
+    gpus: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,12 +253,18 @@ class Containers(Protocol):
         """
         ...
 
-    async def wait_ready(self, handle: str, timeout_seconds: float) -> Endpoint:
-        """Where its submission host accepts connections.
+    async def wait_ready(
+        self,
+        handle: str,
+        timeout_seconds: float,
+        tell: Callable[[str], Awaitable[None]] | None = None,
+    ) -> Endpoint:
+        """Where its submission host accepts connections. `tell` hears each new reason why it still waits.
 
         Raises:
             SubmissionError: it ended before (the evidence is against the submission).
             InfrastructureError: it ended through no fault of the submission, or the time is over.
+            UsageError: it can never begin, because of what the job itself asks for.
         """
         ...
 

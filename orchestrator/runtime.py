@@ -21,8 +21,10 @@ from orchestrator.adapters.postgres.embedded import embedded_postgres
 from orchestrator.adapters.postgres.installation import Installation, has_client, take_generation
 from orchestrator.adapters.postgres.migrate import check_schema, migrate
 from orchestrator.adapters.postgres.pool import Database, open_pool, retrying
+from orchestrator.cluster_containers import open_preflight_parts
 from orchestrator.domain.errors import InfrastructureError
 from orchestrator.logging import get_logger
+from orchestrator.preflight import require_safe
 from orchestrator.ray_session import make_session_directory, remove_session
 from orchestrator.ray_signals import settled
 from orchestrator.settings import Settings
@@ -184,6 +186,8 @@ async def control_plane(settings: Settings, database: Database, *, cpus: int) ->
 
     async with open_pool(database, application_name="orchestrator start", max_size=1) as pool:
         installation = await take_generation(pool, fingerprint(settings))
+    if settings.containers == "kubernetes":
+        await require_safe(settings, open_preflight_parts, installation.installation_id)
     recipe = ControlPlaneRecipe(settings, database, installation, actor_log_level=settings.log_level)
     ray_is_ours = False
     try:

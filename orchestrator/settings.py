@@ -5,6 +5,7 @@ Everything else takes plain arguments. Actors receive the object itself: it pick
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -22,6 +23,9 @@ Seconds = Annotated[float, Field(gt=0, le=10_000_000, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=1_000_000_000)]
 Bytes = Annotated[int, Field(ge=1, le=2**50)]
 
+_LABEL_KEY = r"([a-z0-9]([-a-z0-9.]*[a-z0-9])?/)?[A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?"
+_LABEL_VALUE = r"([A-Za-z0-9]([-_.A-Za-z0-9]*[A-Za-z0-9])?)?"
+
 
 def _postgres_url(value: SecretStr) -> SecretStr:
     if not value.get_secret_value().startswith(("postgresql://", "postgres://")):
@@ -35,12 +39,33 @@ def _host_entry(value: str) -> str:
     return value
 
 
+def _object_name(value: str) -> str:
+    if re.fullmatch(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?", value) is None:
+        raise ValueError("expected a name of Kubernetes: lower-case letters, digits and hyphens")
+    return value
+
+
+def _node_label(value: str) -> str:
+    if re.fullmatch(rf"{_LABEL_KEY}={_LABEL_VALUE}", value) is None:
+        raise ValueError("expected labels of nodes like pool=submissions")
+    return value
+
+
+def _taint(value: str) -> str:
+    effects = "NoSchedule|PreferNoSchedule|NoExecute"
+    if re.fullmatch(rf"{_LABEL_KEY}(={_LABEL_VALUE})?(:({effects}))?", value) is None:
+        raise ValueError("expected taints of nodes like pool=submissions:NoSchedule")
+    return value
+
+
 def _unsafe_finding(value: str) -> str:
     if value not in list(Unsafe):
         raise ValueError(f"expected names of findings: {', '.join(Unsafe)}")
     return value
 
 
+_NodeLabel = Annotated[str, AfterValidator(_node_label)]
+_Taint = Annotated[str, AfterValidator(_taint)]
 _UnsafeFinding = Annotated[str, AfterValidator(_unsafe_finding)]
 _HostEntry = Annotated[str, AfterValidator(_host_entry)]
 
@@ -68,8 +93,9 @@ class Settings(BaseSettings):
     validator_hotkey: Annotated[str, Field(min_length=1, max_length=256)] = "local"
     """Identity of this installation in every result and status message."""
 
-    containers: Literal["process"] = "process"
-    """Where submissions run: `process` is a child process on this machine, for trusted code."""
+    containers: Literal["process", "kubernetes"] = "process"
+    """Where submissions run: `process` is a child process on this machine, for trusted code; `kubernetes` is
+    a hardened pod of a cluster, with the settings `kubernetes_*`."""
 
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Lowest level that is logged."""
@@ -165,6 +191,76 @@ class Settings(BaseSettings):
     container_log_bytes: Bytes = 4 * 2**20
     """How much of a submission's output is kept."""
 
+    # ------------------------------------------------------------------------------------ kubernetes
+
+    kubernetes_config_file: Path | None = None
+    """A kubeconfig; without one, `KUBECONFIG` counts, then the account of the pod that this runs in, then the
+    user's own `~/.kube/config`."""
+
+    kubernetes_context: str | None = None
+    """The context of the kubeconfig; by default its current one."""
+
+    kubernetes_namespace: Annotated[str, AfterValidator(_object_name)] = "orchestrator-submissions"
+    """The namespace of submissions' pods; nothing else belongs there."""
+
+    kubernetes_image: Annotated[str, Field(min_length=1)] | None = None
+    """Submission base image of pods, pinned by its digest (`name@sha256:...`), for jobs that name none."""
+
+    kubernetes_allowed_images: Annotated[tuple[str, ...], NoDecode] = ()
+    """Repositories that a job's own image may come from, comma-separated; by default none."""
+
+    kubernetes_allow_tags: bool = False
+    """Whether `kubernetes_image` may be a tag, which somebody may move; for tests with a local image."""
+
+    kubernetes_service_account: Annotated[str, AfterValidator(_object_name)] = "submission"
+    """Service account of pods: one without any binding, whose token they do not get."""
+
+    kubernetes_runtime_class: str | None = None
+    """RuntimeClass of pods, such as that of gVisor or Kata Containers; by default that of the cluster."""
+
+    kubernetes_user_namespaces: bool = False
+    """Whether pods get a user namespace of their own (`hostUsers: false`), which not every node can do."""
+
+    kubernetes_node_selector: Annotated[tuple[_NodeLabel, ...], NoDecode] = ()
+    """Labels of the nodes that pods may run on, comma-separated: `key=value`."""
+
+    kubernetes_tolerations: Annotated[tuple[_Taint, ...], NoDecode] = ()
+    """Taints that pods tolerate, comma-separated, as kubectl writes them: `key=value:NoSchedule`,
+    `key:NoSchedule`."""
+
+    kubernetes_priority_class: str | None = None
+    """PriorityClass of pods."""
+
+    kubernetes_pull_secrets: Annotated[tuple[str, ...], NoDecode] = ()
+    """Secrets with which nodes pull the images, comma-separated."""
+
+    kubernetes_default_cpus: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False)] = 1.0
+    """Cores of a pod whose job asks for none."""
+
+    kubernetes_max_cpus: Annotated[float, Field(gt=0, le=1024, allow_inf_nan=False)] = 4.0
+    """Most cores that a job may ask for."""
+
+    kubernetes_default_memory_bytes: Annotated[int, Field(ge=16 * 2**20, le=2**50)] = 2 * 2**30
+    """Memory of a pod whose job asks for none."""
+
+    kubernetes_max_memory_bytes: Annotated[int, Field(ge=16 * 2**20, le=2**50)] = 16 * 2**30
+    """Most memory that a job may ask for."""
+
+    kubernetes_default_disk_bytes: Bytes = 4 * 2**30
+    """Disk of a pod whose job asks for none: unpacked archive, environment, temporary files and log."""
+
+    kubernetes_max_disk_bytes: Bytes = 32 * 2**30
+    """Most disk that a job may ask for."""
+
+    kubernetes_max_gpus: Annotated[int, Field(ge=0, le=64)] = 0
+    """Most GPUs that a job may ask for."""
+
+    kubernetes_gpu_resource: Annotated[str, Field(min_length=1)] = "nvidia.com/gpu"
+    """The resource that a node's GPUs are."""
+
+    kubernetes_unschedulable_seconds: Seconds = 600.0
+    """How long a pod waits for a node or a quota that has room for it, besides start-up time."""
+
     # ------------------------------------------------------------------------------ unsafe clusters
 
     kubernetes_accept_unsafe: Annotated[tuple[_UnsafeFinding, ...], NoDecode] = ()
@@ -215,11 +311,40 @@ class Settings(BaseSettings):
             return tuple(part.strip().lower() for part in value if part.strip())
         return value
 
-    @field_validator("data_dir")
+    @field_validator(
+        "kubernetes_allowed_images",
+        "kubernetes_node_selector",
+        "kubernetes_tolerations",
+        "kubernetes_pull_secrets",
+        mode="before",
+    )
+    @classmethod
+    def _split_at_commas_as_written(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = value.split(",")
+        if isinstance(value, list | tuple) and all(isinstance(part, str) for part in value):
+            return tuple(part.strip() for part in value if part.strip())
+        return value
+
+    @field_validator("data_dir", "kubernetes_config_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         # Actors run in other working directories than the command that was given the path.
         return None if value is None else value.expanduser().absolute()
+
+    @model_validator(mode="after")
+    def _image_is_pinned(self) -> Self:
+        image = self.kubernetes_image
+        if image and not self.kubernetes_allow_tags and not re.search("@sha256:[0-9a-f]{64}$", image):
+            raise ValueError("kubernetes_image has to be pinned by its digest, like name@sha256:...")
+        return self
+
+    @model_validator(mode="after")
+    def _defaults_are_allowed(self) -> Self:
+        for what in ("cpus", "memory_bytes", "disk_bytes"):
+            if getattr(self, f"kubernetes_default_{what}") > getattr(self, f"kubernetes_max_{what}"):
+                raise ValueError(f"kubernetes_default_{what} may not be above kubernetes_max_{what}")
+        return self
 
     @model_validator(mode="after")
     def _buffer_fits_the_sink(self) -> Self:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import asyncpg
 
+from orchestrator.adapters.kubernetes.containers import KubernetesContainers
 from orchestrator.adapters.postgres.job_store import JobRules, PostgresJobStore
 from orchestrator.adapters.postgres.ledger import PostgresLedger
 from orchestrator.adapters.postgres.queue import TelemetryRows
 from orchestrator.adapters.postgres.server_files import default_data_dir
+from orchestrator.adapters.process.containers import ProcessContainers
+from orchestrator.cluster_containers import kubernetes_containers
 from orchestrator.domain.episodes import EpisodeOutcome
 from orchestrator.domain.messages import EvalResultMessage
 from orchestrator.domain.results import build_result
@@ -64,7 +68,28 @@ def ledger(pool: asyncpg.Pool[asyncpg.Record], settings: Settings) -> PostgresLe
     return PostgresLedger(pool, rows)
 
 
-def submission_containers(settings: Settings, watch_pid: int | None = None) -> Containers:
-    """Where submissions run, as set; on this machine they end with the process `watch_pid`."""
+def submission_containers(
+    settings: Settings, watch_pid: int | None = None
+) -> ProcessContainers | KubernetesContainers:
+    """Where submissions run, as set; on this machine they end with the process `watch_pid`.
+
+    Those of a cluster have connections, and are to be closed: `open_containers` does that.
+
+    Raises:
+        UsageError: pods are asked for, and the settings name no image.
+    """
+    if settings.containers == "kubernetes":
+        return kubernetes_containers(settings)
     data = data_directory(settings)
     return process_containers(settings, data, data / "containers", watch_pid)
+
+
+@asynccontextmanager
+async def open_containers(settings: Settings, watch_pid: int | None = None) -> AsyncIterator[Containers]:
+    """The same for a block: one for a process, shared by all that it supervises."""
+    containers = submission_containers(settings, watch_pid)
+    try:
+        yield containers
+    finally:
+        if isinstance(containers, KubernetesContainers):
+            await containers.close()

@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from structlog.testing import capture_logs
 
 from orchestrator.actors.control_actors import ServiceLoop
 from orchestrator.actors.episode_publisher import until_acknowledged
 from orchestrator.actors.episode_runner import RunReport
-from orchestrator.actors.job_supervision import Cluster
+from orchestrator.actors.job_supervision import Cluster, JobSupervision
 from orchestrator.actors.queue_consumer import QueueConsumer
 from orchestrator.actors.reconciler import Reconciler
 from orchestrator.actors.result_sink import ResultSink
@@ -127,6 +127,7 @@ class TaskSupervisors:
     def __init__(self, recipe: InProcessRecipe) -> None:
         self._recipe = recipe
         self._tasks: dict[int, asyncio.Task[None]] = {}
+        self._supervisions: dict[int, JobSupervision] = {}
         self._decided: dict[int, asyncio.Future[ClaimRefusal | None]] = {}
 
     async def ensure(self, job_id: int) -> ClaimRefusal | None:
@@ -139,6 +140,10 @@ class TaskSupervisors:
 
     async def revive(self, job_id: int) -> None:
         await self.ensure(job_id)
+
+    async def report_missing(self, job_id: int, container_id: UUID) -> None:
+        if (supervision := self._supervisions.get(job_id)) is not None:
+            await supervision.report_missing(container_id)
 
     async def jobs(self) -> list[int]:
         return sorted(self._tasks)
@@ -159,12 +164,14 @@ class TaskSupervisors:
                 supervision.decided.add_done_callback(
                     lambda made: decided.done() or decided.set_result(made.result())
                 )
+                self._supervisions[job_id] = supervision
                 await supervision.run()
         except InfrastructureError as error:
             if not decided.done():
                 decided.set_exception(error)
                 decided.exception()
         finally:
+            self._supervisions.pop(job_id, None)
             if not decided.done():
                 decided.set_exception(InfrastructureError(f"job {job_id}: its supervisor ended"))
                 decided.exception()
@@ -176,8 +183,9 @@ class InProcessRecipe(ControlPlaneRecipe):
     sink: ResultSink
     outside: Containers
 
-    def _containers(self) -> Containers:
-        return self.outside
+    @asynccontextmanager
+    async def _open_containers(self) -> AsyncIterator[Containers]:
+        yield self.outside
 
     def _cluster(self, claim: Claim) -> Cluster:
         job, settings = claim.job.message, self.settings
@@ -325,6 +333,7 @@ def _consumer(pool: Pool, recipe: InProcessRecipe, supervisors: TaskSupervisors)
         retention=Retention(pool),
         retention_rules=retention_rules(settings),
         unheld_result=store.failed_result,
+        lists_every_container=settings.containers == "kubernetes",
     )
     return QueueConsumer(
         pool,

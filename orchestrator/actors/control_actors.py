@@ -280,6 +280,11 @@ class JobSupervisorActor:
     async def ping(self) -> str:
         return repr(self)
 
+    async def report_missing(self, container_id: UUID) -> None:
+        """Somebody found that this container of the job is not there any more."""
+        if self._supervision is not None:
+            await self._supervision.report_missing(container_id)
+
     async def stop(self) -> None:
         """Stop the workers and give the job up, for another supervisor to go on with."""
         self._told.set()

@@ -116,6 +116,7 @@ class JobSupervision:
     started_at: float  # on the monotonic clock: when this process began
     decided: asyncio.Future[ClaimRefusal | None] = field(init=False)
     progress: str = field(default="claims", init=False)
+    _evaluation: Evaluation | None = field(default=None, init=False)
     _renewed_at: float = field(default=0.0, init=False)  # on the monotonic clock, before the question
 
     def __post_init__(self) -> None:
@@ -138,7 +139,7 @@ class JobSupervision:
             return None
         self.decided.set_result(None)
         log.info("job_claimed", job_id=self.job_id, epoch=claim.epoch)
-        evaluation = Evaluation(self.parts, claim, self._note)
+        evaluation = self._evaluation = Evaluation(self.parts, claim, self._note)
         try:
             status, error = await self._until_the_end(evaluation, claim)
             return await self._holding(claim, self._finish(evaluation, claim, status, error), flags=False)
@@ -158,6 +159,12 @@ class JobSupervision:
 
     def _note(self, progress: str) -> None:
         self.progress = progress
+
+    async def report_missing(self, container_id: UUID) -> None:
+        """Look at the container, which somebody did not find; where it is gone, the next run gets another."""
+        log.warning("container_reported_missing", job_id=self.job_id, container_id=str(container_id))
+        if self._evaluation is not None:
+            await self._evaluation.look_at_container()
 
     async def _until_the_end(self, evaluation: Evaluation, claim: Claim) -> tuple[JobStatus, str | None]:
         """The final status and its reason; Fenced, LeaseLapsed and what is ours to retry are raised."""
@@ -314,6 +321,7 @@ class Evaluation:
         self._made_cluster: Cluster | None = None
         self._made_policy: PolicySource | None = None
         self._description: BenchmarkDescription | None = None
+        self._rollouts: Rollouts | None = None
         self._kept_log = ""
         self._failure: str | None = None
 
@@ -353,13 +361,18 @@ class Evaluation:
             *(self._cluster.prepare(index, connector) for index in range(self._cluster.size))
         )
         await self._parts.store.set_status(self._claim, JobStatus.RUNNING, f"{len(missing)} episodes to run")
-        rollouts = Rollouts(
+        self._rollouts = Rollouts(
             RolloutTools(self._claim, self._parts.ledger, self._cluster, policy, self._parts.max_containers),
             EpisodeBoard(episode.key for episode in missing),
             connector,
             lambda left: self._note(f"{left} episodes left"),
         )
-        await rollouts.run()
+        await self._rollouts.run()
+
+    async def look_at_container(self) -> None:
+        """Find out whether the container is there still; before the first run whoever waits for it does."""
+        if self._rollouts is not None:
+            await self._rollouts.look_at_container()
 
     def _plan(self, description: BenchmarkDescription) -> list[PlannedEpisode]:
         config = self._message.job_config
@@ -409,7 +422,8 @@ class Evaluation:
         except (SubmissionError, UsageError):
             return  # refused before there could be a container
         try:
-            await policy.remove(self._claim)
+            async with asyncio.timeout(CLEAN_UP_SECONDS):  # the result does not wait for an API server
+                await policy.remove(self._claim)
         except Fenced:
             raise
         except Exception as error:  # noqa: BLE001 - the verdict that was reached counts more

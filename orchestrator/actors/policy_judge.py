@@ -106,6 +106,20 @@ class PolicyJudge:
                     self._spent = False
             return self._container, self._connector
 
+    async def look_at_container(self) -> None:
+        """Where the container has ended by a fault of ours, that is known before a run is lost to it."""
+        async with self._lock:
+            if self._spent:
+                return
+            try:
+                evidence = await self._tools.policy.evidence()
+            except InfrastructureError as error:
+                log.warning("container_not_looked_at", why=str(error))
+                return
+            if evidence.verdict is Verdict.INFRASTRUCTURE:
+                self._spent = True
+                self._blameless.add(self._container)
+
     async def judge(self, report: RunReport, container: int) -> Judgement:
         """What becomes of a POLICY_LOST or POLICY_LATE run in that container.
 

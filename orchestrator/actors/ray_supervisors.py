@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import ray
 import structlog
@@ -86,6 +86,17 @@ class RaySupervisors:
             except RayError as error:
                 log.info("supervisor_is_gone", job_id=job_id, why=last_line(error))
         await self.ensure(job_id)
+
+    async def report_missing(self, job_id: int, container_id: UUID) -> None:
+        """Have the supervisor of a job look at its container; it need not be there, nor answer at once.
+
+        Raises:
+            InfrastructureError: Ray does not answer.
+        """
+        existing = await off_loop(find_actor, supervisor_name(job_id), self.recipe.namespace)
+        if existing is not None:
+            with suppress(TimeoutError, RayError):
+                await answer_of(existing.report_missing.remote(container_id), PING_SECONDS)
 
     async def jobs(self) -> list[int]:
         """The jobs that have a supervisor now, ascending.

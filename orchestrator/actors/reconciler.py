@@ -57,6 +57,10 @@ class Supervisors(Protocol):
         """For a job whose lease lapsed: restart a frozen supervisor, or make sure that there is one."""
         ...
 
+    async def report_missing(self, job_id: int, container_id: UUID) -> None:
+        """Tell the supervisor of a job that this container of it is not there any more; none is fine."""
+        ...
+
     async def jobs(self) -> list[int]:
         """The jobs that have a supervisor now, in whatever state it is."""
         ...
@@ -98,6 +102,7 @@ class Reconciler:
     retention: Retention
     retention_rules: RetentionRules
     unheld_result: UnheldResultBuilder
+    lists_every_container: bool = False  # not only those of the machine that this runs on
     client_is_dead: Callable[[str], bool] = lambda _: False
     client_grace_seconds: float = CLIENT_GRACE_SECONDS
     patience_seconds: float = PATIENCE_SECONDS
@@ -105,6 +110,7 @@ class Reconciler:
     _slow: dict[tuple[str, int | UUID], asyncio.Task[None]] = field(
         default_factory=dict, init=False, repr=False
     )
+    _missing: set[UUID] = field(default_factory=set, init=False, repr=False)
     _silent_since: dict[int, float] = field(default_factory=dict, init=False, repr=False)
     _removals: asyncio.Semaphore = field(
         default_factory=lambda: asyncio.Semaphore(REMOVALS_AT_ONCE), init=False, repr=False
@@ -175,14 +181,22 @@ class Reconciler:
         await self._beside("end_supervisor", over, self._end_supervisor)
 
     async def remove_orphaned_containers(self) -> None:
-        """Whatever carries our label and is not the current container of a held job."""
+        """Whatever carries our label and is not the current container of a held job; and the other way round:
+        what should be there and is not is reported to its supervisor."""
         # Read first: a removal that begins after this is not taken for one that has ended.
         being_removed = await self.queries.containers_being_removed()
+        expected = await self.queries.current_containers() if self.lists_every_container else {}
         owned = {each.container_id: each for each in await self.containers.list_owned(self.installation_id)}
         for container_id in being_removed:
             if container_id not in owned:
                 await _alone("forget_container", container_id, self.store.forget_container(container_id))
         await self._beside("remove_container", owned, lambda key: self._remove_unless_claimed(owned[key]))
+        # Twice in a row: one list may be of the past.
+        missing = expected.keys() - owned.keys()
+        again = missing & self._missing
+        self._missing.clear()
+        self._missing.update(missing)
+        await self._beside("report_missing", again, lambda key: self._report_missing(expected[key], key))
 
     async def prune(self) -> None:
         """Bound what nobody consumes, every now and then: it looks through whole queues."""
@@ -223,6 +237,10 @@ class Reconciler:
             log.info("container_removed_by_reconciler", container_id=str(owned.container_id))
             await self.containers.remove(owned.handle)
         await self.store.forget_container(owned.container_id)
+
+    async def _report_missing(self, job_id: int, container_id: UUID) -> None:
+        log.warning("container_is_missing", job_id=job_id, container_id=str(container_id))
+        await self.supervisors.report_missing(job_id, container_id)
 
     # ----------------------------------------------------------------------------------- slow items
 

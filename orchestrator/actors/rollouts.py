@@ -100,6 +100,10 @@ class Rollouts:
         except BaseExceptionGroup as errors:
             raise _gravest(errors) from None
 
+    async def look_at_container(self) -> None:
+        """Find out whether the container is there still: no run is begun in one that is not."""
+        await self._judge.look_at_container()
+
     async def _feed(self, worker: _Worker) -> None:
         """Keep one worker busy until nothing is left that it could do."""
         while not self._board.is_done:

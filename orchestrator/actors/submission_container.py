@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 EXPIRY_GRACE_SECONDS = 600.0
 # A connection is often lost a moment before the process's end can be read.
 END_OF_PROCESS_SECONDS = 3.0
+END_OF_POD_SECONDS = 6.0  # a kubelet looks at its containers every second, and writes what it saw later
 LOG_TAIL_BYTES = 16 * 1024
 # Each change of a job's detail is a message for the validator.
 PROGRESS_SECONDS = 5.0
@@ -83,6 +84,7 @@ class ContainerTools:
     installation_id: UUID
     limits: ContainerLimits
     start_up_timeout_seconds: float
+    end_shows_seconds: float = END_OF_PROCESS_SECONDS
 
 
 @dataclass
@@ -117,11 +119,12 @@ class SubmissionContainer:
         if record.handle is None:
             return None
         try:
-            endpoint = await self.tools.containers.wait_ready(record.handle, ADOPTION_SECONDS)
+            async with asyncio.timeout(2 * ADOPTION_SECONDS):  # also for one that waits for room
+                endpoint = await self.tools.containers.wait_ready(record.handle, ADOPTION_SECONDS)
             connector = self.tools.connector(endpoint, self.tools.session_key(record.container_id))
             connection = await asyncio.to_thread(connector.connect, ADOPTION_SECONDS)
             await asyncio.to_thread(connection.close)
-        except OrchestratorError as error:
+        except (OrchestratorError, TimeoutError) as error:
             log.warning("container_not_adopted", container_id=str(record.container_id), why=str(error))
             return None
         return connector
@@ -135,7 +138,9 @@ class SubmissionContainer:
         """How the container stands, given a moment for an end that is about to show."""
         if self._record is None or self._record.handle is None:
             return Evidence(False, "there is no container", Verdict.INFRASTRUCTURE)
-        return await settled_evidence(self.tools.containers, self._record.handle)
+        return await settled_evidence(
+            self.tools.containers, self._record.handle, self.tools.end_shows_seconds
+        )
 
     async def logs(self) -> str:
         """The end of what the submission printed."""
@@ -209,6 +214,8 @@ class SubmissionContainer:
             self._archive,
             self.tools.start_up_timeout_seconds,
             None if say is None else _now_and_then(say),
+            say,
+            self.tools.end_shows_seconds,
         )
         return self.tools.connector(endpoint, key)
 
@@ -234,17 +241,20 @@ async def hand_over(
     archive: Archive,
     timeout_seconds: float,
     tell: Say | None = None,
+    tell_waiting: Say | None = None,
+    end_shows_seconds: float = END_OF_PROCESS_SECONDS,
 ) -> Endpoint:
     """Give a fresh container its archive; where the policy answers, once it does.
 
-    `tell` hears what goes on while the submission's environment is made, and "" when that is done.
+    `tell_waiting` hears what the container waits for before it runs; `tell` what goes on while the
+    submission's environment is made, and "" when that is done.
 
     Raises:
         SubmissionError: archive or policy cannot be used, or ended the container; with the log's tail.
         SubmissionSilent: the submission has its archive and runs, but does not answer as its server should.
         InfrastructureError: the container did not come up through no fault of the submission.
     """
-    endpoint = await containers.wait_ready(handle, timeout_seconds)
+    endpoint = await containers.wait_ready(handle, timeout_seconds, tell_waiting)
     try:
         # All of the time: what the container needed until here is not the submission's doing.
         await host_client(endpoint).push_archive(archive.path, archive.sha256, timeout_seconds, tell)
@@ -253,7 +263,7 @@ async def hand_over(
         raise SubmissionError(error.reason, tail) from error
     except InfrastructureError as error:
         # The host is part of the container: what ended it decides whose fault this was.
-        evidence = await settled_evidence(containers, handle)
+        evidence = await settled_evidence(containers, handle, end_shows_seconds)
         if evidence.verdict is Verdict.SUBMISSION:
             reason = f"the submission ended before it answered: {evidence.reason}"
             raise SubmissionError(reason, await containers.logs(handle, LOG_TAIL_BYTES)) from error
@@ -263,9 +273,11 @@ async def hand_over(
     return endpoint
 
 
-async def settled_evidence(containers: Containers, handle: str) -> Evidence:
+async def settled_evidence(
+    containers: Containers, handle: str, end_shows_seconds: float = END_OF_PROCESS_SECONDS
+) -> Evidence:
     """How the container stands, given a moment for an end that is about to show."""
-    until = time.monotonic() + END_OF_PROCESS_SECONDS
+    until = time.monotonic() + end_shows_seconds
     while True:
         evidence = await containers.evidence(handle)
         if not evidence.running or time.monotonic() > until:

@@ -13,6 +13,7 @@ from orchestrator.cli import (
     jobs,
     maintenance,
     packing,
+    preflight,
     replay,
     service,
     settings,
@@ -37,6 +38,7 @@ app.add_typer(settings.commands)
 app.add_typer(replay.commands)
 app.add_typer(maintenance.commands)
 app.add_typer(doctor.commands)
+app.add_typer(preflight.commands)
 app.add_typer(service.database_commands, name="db")
 submissions.commands.add_typer(packing.commands)
 app.add_typer(submissions.commands, name="submission")

@@ -32,6 +32,10 @@ class Session:
     data_dir: Annotated[
         Path | None, typer.Option("--data-dir", help="Where the embedded PostgreSQL keeps its data.")
     ] = None
+    containers: Annotated[
+        str | None,
+        typer.Option("--containers", help="Where submissions run: process (on this machine) or kubernetes."),
+    ] = None
     settings_file: Annotated[
         Path | None,
         typer.Option("--settings", metavar="FILE", help="TOML file of settings; wins over variables."),
@@ -64,6 +68,7 @@ class Session:
         options = {
             "--database-url": ("database_url", self.database_url),
             "--data-dir": ("data_dir", self.data_dir),
+            "--containers": ("containers", self.containers),
             "--debug": ("log_level", "DEBUG" if self.debug else None),
         }
         flags = given_by_assignments(self.assignments or [], Settings.model_fields)

@@ -18,7 +18,7 @@ from orchestrator.domain.lifecycle import JobStatus
 from orchestrator.domain.messages import EvalResultMessage
 from orchestrator.domain.reports import HeldRow, JobFilter, JobInfo, JobSummary, TaskCounts, waits_for
 from orchestrator.runtime import Liveness, is_live
-from orchestrator.stores import ledger, submission_containers
+from orchestrator.stores import ledger, open_containers
 
 
 class ReadingClient(DatabaseClient):
@@ -85,7 +85,8 @@ class ReadingClient(DatabaseClient):
             return (result.logs or "").encode()[-tail_bytes:].decode(errors="ignore")
         job = await self._job(job_id)
         handle = await self._ask(lambda now: now.reports.container_handle(job_id))
-        return await running_log(job, handle, submission_containers(self.settings), tail_bytes)
+        async with open_containers(self.settings) as containers:
+            return await running_log(job, handle, containers, tail_bytes)
 
     async def unfinished_artifacts(self) -> set[str]:
         """The archive URLs of the jobs that have not ended."""

@@ -95,7 +95,12 @@ class Resources(BaseModel):
 
     workers: Annotated[Whole, Field(ge=1, le=1024)] | None = None
     cpus_per_worker: Annotated[Number, Field(ge=0.01, le=1024)] | None = None
-    memory_bytes: Annotated[Whole, Field(ge=16 * 2**20, le=2**50)] | None = None
+    memory_bytes: Annotated[Whole, Field(ge=16 * 2**20, le=2**50)] | None = (
+        None  # of the submission, as below
+    )
+    disk_bytes: Annotated[Whole, Field(ge=2**20, le=2**50)] | None = None
+    cpus: Annotated[Number, Field(ge=0.01, le=1024)] | None = None
+    gpus: Annotated[Whole, Field(ge=0, le=64)] | None = None
 
 
 class JobConfig(BaseModel):

@@ -12,7 +12,7 @@ from tests.archive_server import make_certificate
 from tests.end_to_end.command_processes import orchestrator, start, wait_until
 from tests.end_to_end.conftest import EXAMPLES
 from tests.kubernetes.adapters import ADAPTER_IS_HERE, variables_for
-from tests.kubernetes_double import double_in_thread
+from tests.kubernetes_double import ApiDouble, double_in_thread
 
 pytestmark = [
     pytest.mark.ray,
@@ -35,13 +35,26 @@ def test_a_laptop_evaluates_in_a_pod_and_leaves_nothing_on_the_cluster(data_dir:
         done = orchestrator("eval", EXAMPLES / "cartpole", *options, "--data-dir", data_dir, **variables)
         created = [call for call in double.calls if call.verb == "create" and not call.dry_run]
         left = double.names("pods"), double.names("configmaps")
+        pods_of_submissions = len(
+            {
+                change.key.name
+                for change in double.store.changes_after(1000)
+                if change.key.plural == "pods" and change.key.name.startswith("submission-")
+            }
+        )
 
     assert done.returncode == 0, done.stderr
     [result] = json.loads(done.stdout)["results"]
     assert (result["score"], result["total_episodes"]) == (1.0, 3)
     assert {"pods", "configmaps"} <= {call.resource for call in created}
+    assert pods_of_submissions == 1
     assert left == ([], [])
     assert double.token not in done.stdout + done.stderr
+
+
+def submissions(double: ApiDouble) -> list[str]:
+    """The pods that run submissions: preflight's canaries come and go before."""
+    return [name for name in double.names("pods") if name.startswith("submission-")]
 
 
 def test_an_interrupted_evaluation_leaves_no_pod(data_dir: Path, scratch: Path) -> None:
@@ -52,7 +65,7 @@ def test_an_interrupted_evaluation_leaves_no_pod(data_dir: Path, scratch: Path) 
         log = scratch / "log"
         command = start("eval", EXAMPLES / "cartpole", *options, "--data-dir", data_dir, log=log, **variables)
         try:
-            wait_until(lambda: bool(double.names("pods")), "a pod")
+            wait_until(lambda: bool(submissions(double)), "a submission's pod")
             command.send_signal(signal.SIGINT)
             code = command.wait(120)
         finally:

@@ -62,8 +62,9 @@ def settings_on(kubeconfig: Path, **more: Any) -> dict[str, Any]:
 
 
 def variables_for(kubeconfig: Path) -> dict[str, str]:
-    """The same for a command, as its environment."""
+    """The same for a command, as its environment. The double's pods are plain processes, in no network."""
     return {
+        "ORCHESTRATOR_KUBERNETES_ACCEPT_UNSAFE": "container,network",
         "KUBECONFIG": str(kubeconfig),
         "ORCHESTRATOR_KUBERNETES_IMAGE": IMAGE,
         "ORCHESTRATOR_KUBERNETES_ALLOWED_IMAGES": IMAGE_REPOSITORY,
@@ -131,9 +132,10 @@ async def settings_of_cluster(directory: Path) -> AsyncIterator[dict[str, Any]]:
 
 async def preflight_on(adapters: Adapters) -> str:
     """What `orchestrator preflight` prints."""
+    from orchestrator.cluster_containers import open_preflight_parts
     from orchestrator.preflight import preflight
 
-    return str(await preflight(adapters.settings()))
+    return str(await preflight(adapters.settings(), open_preflight_parts))
 
 
 def pod_of(double: ApiDouble, spec: ContainerSpec) -> PodControl:

@@ -7,6 +7,8 @@ import dataclasses
 from uuid import uuid4
 
 from orchestrator.adapters.kubernetes.containers import KubernetesContainers
+from orchestrator.adapters.kubernetes.manifests import EXPIRES_AT
+from orchestrator.cluster_containers import CanaryMaker, pod_template
 from orchestrator.ports import ContainerSpec, Verdict
 from tests.kubernetes.adapters import Adapters, end_of, pod_of
 from tests.kubernetes_double import ApiDouble
@@ -91,6 +93,36 @@ async def test_an_anchor_without_a_pod_is_listed_and_removed(
         await successor.remove(owned.handle)
 
     assert (double.names("pods"), double.names("configmaps")) == ([], [])
+
+
+async def test_canaries_are_left_alone_until_they_have_expired(
+    double: ApiDouble, adapters: Adapters, spec: ContainerSpec
+) -> None:
+    maker = CanaryMaker(pod_template(adapters.settings()), spec.installation_id)
+    fresh, expired = (maker.anchor(uuid4(), canary=True) for _ in range(2))
+    expired["metadata"]["annotations"][EXPIRES_AT] = "2026-01-01T00:00:00Z"
+    for each in (fresh, expired):
+        double.add("configmaps", double.namespace, each)
+    containers = adapters.waiting()
+
+    owned = await containers.list_owned(spec.installation_id)
+    for each in owned:
+        await containers.remove(each.handle)
+
+    assert [(each.job_id, each.expired) for each in owned] == [(None, True)]
+    assert double.names("configmaps") == [fresh["metadata"]["name"]]
+
+
+async def test_a_container_that_was_looked_for_before_it_was_made_is_found_when_it_is(
+    adapters: Adapters, spec: ContainerSpec
+) -> None:
+    containers = adapters.waiting()
+    before = await containers.evidence(containers.handle_of(spec.container_id))
+
+    handle = await begin(containers, spec)
+
+    assert not before.running
+    assert (await containers.evidence(handle)).running
 
 
 async def test_what_belongs_to_others_is_neither_listed_nor_touched(

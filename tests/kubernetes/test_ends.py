@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.adapters.kubernetes.containers import KubernetesContainers
 from orchestrator.domain.episodes import FaultClass
-from orchestrator.domain.errors import InfrastructureError, OrchestratorError, SubmissionError
+from orchestrator.domain.errors import InfrastructureError, OrchestratorError, SubmissionError, UsageError
 from orchestrator.ports import ContainerSpec, Evidence, Verdict
 from tests.kubernetes.adapters import Adapters, end_of, pod_of
 from tests.kubernetes_double import ApiDouble, Plan, PodControl, plans
@@ -116,6 +116,30 @@ async def test_what_can_never_begin_fails_fast_and_is_not_the_submissions_fault(
     assert not isinstance(caught.value, SubmissionError)
 
 
+async def test_an_image_of_the_jobs_own_that_is_not_there_is_the_jobs_affair(
+    double: ApiDouble, adapters: Adapters, spec: ContainerSpec
+) -> None:
+    double.next_pod(plans.IMAGE_CANNOT_BE_PULLED)
+    containers = adapters.waiting()
+    image = f"example.org/none@sha256:{'1' * 64}"
+    handle = await containers.create(dataclasses.replace(spec, image=image))
+
+    async with asyncio.timeout(DEADLINE_SECONDS):
+        with pytest.raises(UsageError, match=r"not found; the job asks for image example\.org/none"):
+            await containers.wait_ready(handle, timeout_seconds=3600)
+
+
+async def test_the_log_is_that_of_the_last_200_lines(
+    double: ApiDouble, adapters: Adapters, spec: ContainerSpec
+) -> None:
+    containers = adapters.running("print('\\n'.join(map(str, range(1000)))); sys.exit(3)")
+    handle = await containers.create(spec)
+    await end_of(containers, handle)
+
+    assert (await containers.logs(handle, 100_000)).split() == [str(number) for number in range(800, 1000)]
+    assert (await containers.logs(handle, 8)) == "998\n999\n"
+
+
 @pytest.mark.parametrize(
     ("plan", "words"),
     [
@@ -161,11 +185,15 @@ async def test_a_quota_that_is_used_up_is_named(
     double: ApiDouble, adapters: Adapters, spec: ContainerSpec
 ) -> None:
     double.set_quota("submissions", {"pods": "0"})
-    containers = adapters.waiting()
+    containers = adapters.waiting(kubernetes_unschedulable_seconds=2)
+    told: list[str] = []
+
+    async def tell(why: str) -> None:
+        told.append(why)
 
     async def begin() -> None:
         handle = await containers.create(spec)
-        await containers.wait_ready(handle, timeout_seconds=2)
+        await containers.wait_ready(handle, 2, tell)
 
     async with asyncio.timeout(DEADLINE_SECONDS):
         with pytest.raises(InfrastructureError, match="submissions"):
@@ -173,6 +201,24 @@ async def test_a_quota_that_is_used_up_is_named(
         await containers.remove(containers.handle_of(spec.container_id))
 
     assert double.names("configmaps") == []
+    assert any("quota submissions" in why for why in told), told
+
+
+async def test_a_container_begins_once_a_quota_has_room(
+    double: ApiDouble, adapters: Adapters, spec: ContainerSpec
+) -> None:
+    double.set_quota("submissions", {"pods": "0"})
+    containers = adapters.waiting()
+    handle = await containers.create(spec)
+    made_without_room = double.names("pods")
+
+    async def make_room(why: str) -> None:
+        double.remove("resourcequotas", "submissions")
+
+    await containers.wait_ready(handle, DEADLINE_SECONDS, make_room)
+
+    assert made_without_room == []
+    assert (await containers.evidence(handle)).running
 
 
 async def test_a_pod_of_a_dead_node_can_be_removed(

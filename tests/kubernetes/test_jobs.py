@@ -25,6 +25,7 @@ from tests.kubernetes_double.fault_proxy import Chance, FaultProxy
 
 CARTPOLE = Path(__file__).resolve().parents[2] / "examples" / "cartpole"
 QUIET_SECONDS = 60.0
+PLAYED = "SELECT count(*) FROM episodes WHERE finished"
 DISTURBANCES = (
     PodControl.evict_by_kubelet,
     PodControl.evict_by_api,
@@ -98,6 +99,40 @@ async def test_every_job_has_one_result_and_nothing_is_left(
     assert {result.total_episodes for result in results} == {2}
     assert sum(faults.values()) >= count / 4
     assert sum(counts.values()) > 0
+
+
+@pytest.mark.timeout(300)
+async def test_rollouts_do_not_notice_that_the_api_server_is_away_and_nobody_is_judged_meanwhile(
+    database: Database, scratch: Path
+) -> None:
+    async with ApiDouble() as double, FaultProxy(double.url) as proxy:
+        settings = settings_on(double.write_kubeconfig(scratch / "kubeconfig", proxy.url))
+        async with in_process_plane(database, scratch, max_claims_without_progress=1, **settings) as plane:
+            jobs = plane.jobs(CARTPOLE, 1, config={"episodes_per_task": 300})
+
+            async def played(at_least: int) -> int:
+                while (count := await plane.pool.fetchval(PLAYED)) < at_least:
+                    await asyncio.sleep(0.02)
+                return int(count)
+
+            async with asyncio.timeout(200):
+                await plane.submit(jobs)
+                await played(1)
+                with proxy.outage():
+                    before = await played(0)
+                    await played(before + 20)
+                    [pod] = double.pods()
+                    pod.evict_by_kubelet()
+                    await pod.reaches("Failed")
+                    refused = proxy.refused
+                    while proxy.refused < refused + 10:
+                        await asyncio.sleep(0.02)
+                    state = await plane.pool.fetchrow("SELECT status, epoch FROM jobs")
+                    created = len([call for call in double.calls if call.right == ("", "pods", "create")])
+                [result] = await plane.results(jobs, seconds=120)
+
+    assert (state["status"], state["epoch"], created) == ("RUNNING", 1, 1)
+    assert (result.status, result.total_episodes, result.success_rate) == (JobStatus.COMPLETED, 300, 1.0)
 
 
 CRASHING = """

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from orchestrator.adapters.kubernetes.preflight_rights import NEEDED
 from orchestrator.ports import ContainerSpec
 from tests.kubernetes.adapters import Adapters, preflight_on
 from tests.kubernetes.test_faults import LATE, whole_life
@@ -47,6 +48,28 @@ def rights_of(rules: list[Json]) -> set[Right]:
     }
 
 
+def needed_rights() -> set[Right]:
+    """What preflight asks for."""
+    return {
+        (right.group, f"{right.resource}/{right.subresource}".rstrip("/"), right.verb) for right in NEEDED
+    }
+
+
+async def test_the_adapter_makes_every_call_that_preflight_asks_a_right_for_and_no_other(
+    double: ApiDouble, adapters: Adapters, spec: ContainerSpec
+) -> None:
+    double.node.plan_for = lambda pod: LATE
+
+    await whole_life(adapters.running("print('hello', flush=True); ready(); signal.pause()"), spec)
+    await preflight_on(adapters)
+
+    asked = {call.right for call in double.calls if not call.resource.startswith("selfsubject")}
+    # One policy is never read, but its owner may well look at it with the same account.
+    assert needed_rights() - asked <= {("networking.k8s.io", "networkpolicies", "get")}
+    assert asked <= needed_rights()
+
+
+@pytest.mark.skipif(not BASE.is_dir(), reason="the manifests are not part of this tree")
 async def test_the_role_lets_the_adapter_do_its_work_and_nothing_more(
     double: ApiDouble, adapters: Adapters, spec: ContainerSpec
 ) -> None:

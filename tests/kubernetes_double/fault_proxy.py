@@ -110,6 +110,7 @@ class FaultProxy:
         self._hang_seconds = hang_seconds
         self._ordered: list[tuple[Callable[[Call], bool], Fault]] = []
         self._down = False
+        self.refused = 0  # calls that came during an outage
         self._lists: dict[str, bytes] = {}  # the first answer to each list
         self._closing = asyncio.Event()
         self._stack = contextlib.AsyncExitStack()
@@ -166,6 +167,7 @@ class FaultProxy:
     async def _pass_on(self, request: web.Request) -> web.StreamResponse:
         body = await request.read()
         if self._down:
+            self.refused += 1
             return _reset(request)
         try:
             call = read_call(request.method, request.path, request.query)

@@ -56,7 +56,7 @@ async def test_a_supervisor_sweeps_up_what_dead_ones_of_its_own_machine_left(
 
 
 def test_a_local_job_may_name_a_policy_server(tmp_path: Path) -> None:
-    policy = a_recipe(tmp_path)._policy(claim_of("ws://[::1]:8000"), None, tmp_path)  # type: ignore[arg-type]
+    policy = a_recipe(tmp_path)._policy(claim_of("ws://[::1]:8000"), None, None, tmp_path)  # type: ignore[arg-type]
 
     assert isinstance(policy, ExternalPolicy)
     assert (policy.connector.host, policy.connector.port) == ("::1", 8000)  # type: ignore[attr-defined]
@@ -65,24 +65,24 @@ def test_a_local_job_may_name_a_policy_server(tmp_path: Path) -> None:
 @pytest.mark.parametrize("url", ["ws://h:65536", "ws://h:no", "ws://h", "ws://:80", "ws://[::1:80", "WS:h:1"])
 def test_an_address_that_is_none_can_never_be_evaluated(tmp_path: Path, url: str) -> None:
     with pytest.raises(UsageError, match="no address of a policy server"):
-        a_recipe(tmp_path)._policy(claim_of(url), None, tmp_path)  # type: ignore[arg-type]
+        a_recipe(tmp_path)._policy(claim_of(url), None, None, tmp_path)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("url", ["ws://10.0.0.1:80", "ws://h:65536"])
 def test_a_job_from_elsewhere_may_name_no_address(tmp_path: Path, url: str) -> None:
     with pytest.raises(UsageError, match="only jobs of the local command line"):
-        a_recipe(tmp_path)._policy(claim_of(url, local=False), None, tmp_path)  # type: ignore[arg-type]
+        a_recipe(tmp_path)._policy(claim_of(url, local=False), None, None, tmp_path)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("url", ["https://[::1", "nonsense", ""])
 def test_a_url_that_can_never_be_fetched_is_refused_at_once(tmp_path: Path, url: str) -> None:
     with pytest.raises(SubmissionError, match="malformed"):
-        a_recipe(tmp_path)._policy(claim_of(url), None, tmp_path)  # type: ignore[arg-type]
+        a_recipe(tmp_path)._policy(claim_of(url), None, None, tmp_path)  # type: ignore[arg-type]
 
 
 def test_every_other_url_is_left_to_whoever_fetches_it(tmp_path: Path) -> None:
     recipe = a_recipe(tmp_path)
 
-    policy = recipe._policy(claim_of("https://example.org/a.tar.gz"), None, tmp_path)  # type: ignore[arg-type]
+    policy = recipe._policy(claim_of("https://example.org/a.tar.gz"), None, None, tmp_path)  # type: ignore[arg-type]
 
     assert isinstance(policy, SubmissionContainer)

@@ -68,7 +68,7 @@ def test_an_empty_variable_counts_as_not_set(monkeypatch: pytest.MonkeyPatch) ->
         ("CONTAINER_MEMORY_BYTES", "1", "expected a whole number of bytes from 16_777_216 (16 MiB)"),
         ("VALIDATOR_HOTKEY", "x" * 257, "expected a text of 1 to 256 characters"),
         ("TELEMETRY_STEPS", "maybe", "expected true or false"),
-        ("CONTAINERS", "docker", "expected process"),
+        ("CONTAINERS", "docker", "expected one of process, kubernetes"),
         ("LOG_LEVEL", "LOUD", "expected one of DEBUG, INFO, WARNING, ERROR"),
     ],
 )

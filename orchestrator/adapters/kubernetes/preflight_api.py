@@ -13,10 +13,14 @@ Json = dict[str, Any]
 class ApiRefused(Exception):
     """The API server answered with an error; the text is its message."""
 
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(status, message)
+    def __init__(
+        self, status: int, message: str, reason: str = "", retry_after_seconds: float | None = None
+    ) -> None:
+        super().__init__(status, message, reason, retry_after_seconds)
         self.status = status
         self.message = message
+        self.reason = reason
+        self.retry_after_seconds = retry_after_seconds
 
     def __str__(self) -> str:
         return self.message

@@ -81,6 +81,15 @@ class ReconciliationQueries:
         rows = await self.pool.fetch("SELECT container_id FROM containers WHERE removing")
         return [row["container_id"] for row in rows]
 
+    async def current_containers(self) -> dict[UUID, int]:
+        """The containers that held jobs work with, and the job of each: they should be there."""
+        rows = await self.pool.fetch(
+            """SELECT c.container_id, j.job_id
+               FROM jobs j JOIN containers c ON c.container_id = j.container_id
+               WHERE j.status IN ('STARTING', 'RUNNING') AND c.handle IS NOT NULL AND NOT c.removing"""
+        )
+        return {row["container_id"]: row["job_id"] for row in rows}
+
     async def over(self, job_ids: Sequence[int], *, grace_seconds: float) -> list[int]:
         """Those of the jobs that ended longer than the grace ago, or that there is no row of."""
         rows = await self.pool.fetch(

@@ -11,7 +11,7 @@ import asyncio
 import contextlib
 import signal
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
@@ -26,7 +26,7 @@ from orchestrator.adapters.process.launch import (
     launch,
     submission_host_command,
 )
-from orchestrator.adapters.process.logs import read_tail, shown
+from orchestrator.adapters.process.logs import read_tail
 from orchestrator.adapters.process.places import Place
 from orchestrator.adapters.process.processes import (
     ProcessIdentity,
@@ -40,6 +40,7 @@ from orchestrator.adapters.process.processes import (
 from orchestrator.adapters.process.scratch import ContainerDirectory, End, EndKind, ShimSpec, remove_tree
 from orchestrator.domain.episodes import FaultClass
 from orchestrator.domain.errors import InfrastructureError, SubmissionError
+from orchestrator.domain.log_text import shown
 from orchestrator.ports import ContainerSpec, Endpoint, Evidence, OwnedContainer, Verdict
 
 log = structlog.get_logger(__name__)
@@ -97,8 +98,13 @@ class ProcessContainers:
             self._warned = True
         return await asyncio.to_thread(self._create, spec)
 
-    async def wait_ready(self, handle: str, timeout_seconds: float) -> Endpoint:
-        """Where the submission host of the container accepts connections.
+    async def wait_ready(
+        self,
+        handle: str,
+        timeout_seconds: float,
+        tell: Callable[[str], Awaitable[None]] | None = None,
+    ) -> Endpoint:
+        """Where the submission host of the container accepts connections; there is nothing to tell before.
 
         Raises:
             SubmissionError: it ended before, through its own fault; carries the end of its log.

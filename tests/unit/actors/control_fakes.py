@@ -33,6 +33,7 @@ class FakeSupervisors:
     present: list[int] = field(default_factory=list)
     ended: list[int] = field(default_factory=list)
     claims: dict[int, Claim] = field(default_factory=dict)
+    told_missing: list[tuple[int, UUID]] = field(default_factory=list)
 
     async def ensure(self, job_id: int) -> ClaimRefusal | None:
         self.ensured.append(job_id)
@@ -46,6 +47,9 @@ class FakeSupervisors:
     async def revive(self, job_id: int) -> None:
         self.revived.append(job_id)
         await self._trouble(job_id)
+
+    async def report_missing(self, job_id: int, container_id: UUID) -> None:
+        self.told_missing.append((job_id, container_id))
 
     async def jobs(self) -> list[int]:
         return self.present

@@ -238,7 +238,7 @@ UNKNOWN = {
 async def test_unknown_fields_are_kept_byte_for_byte_in_the_job_and_in_its_result(pool: Pool) -> None:
     store = a_store(pool)
     supervisors = FakeSupervisors(store)
-    payload = job(job_id=5, resources={"workers": 1, "gpus": None}, tags={"run": "7"}, **UNKNOWN)
+    payload = job(job_id=5, resources={"workers": 1, "tpus": None}, tags={"run": "7"}, **UNKNOWN)
 
     async with consuming(pool, store, supervisors):
         await enqueue(pool, payload)
@@ -250,7 +250,7 @@ async def test_unknown_fields_are_kept_byte_for_byte_in_the_job_and_in_its_resul
     (message,) = await results(pool)
     as_bytes = lambda fields: {key: json.dumps(fields.get(key, "lost")) for key in UNKNOWN}  # noqa: E731
     assert as_bytes(stored) == as_bytes(message["extra_data"]["unknown_fields"]) == as_bytes(UNKNOWN)
-    assert stored["resources"] == {"workers": 1, "gpus": None}
+    assert stored["resources"] == {"workers": 1, "tpus": None}
     assert message["extra_data"]["tags"] == {"run": "7"}
     again = EvalJobMessage.parse(json.dumps(stored))
     assert again.to_json() == EvalJobMessage.parse(again.to_json()).to_json()

@@ -298,6 +298,44 @@ async def test_the_row_of_a_container_that_vanished_while_it_was_removed_is_forg
     assert await pool.fetchval("SELECT count(*) FROM containers") == 0
 
 
+async def test_a_container_that_is_not_there_is_reported_to_its_supervisor_once_it_was_missed_twice(
+    pool: Pool,
+) -> None:
+    store = a_store(pool, max_concurrent_jobs=9)
+    containers, supervisors = FakeContainers(), FakeSupervisors(store)
+    there, lost, begins = [await claimed(store, job_id) for job_id in (1, 2, 3)]
+    for claim in (there, lost):
+        container_id = await a_container(store, claim)
+        await store.set_container_handle(claim, container_id, str(container_id))
+        containers.add(container_id)
+    await a_container(store, begins)  # it has no handle yet
+    reconciler = a_reconciler(
+        pool, store, containers=containers, supervisors=supervisors, lists_every_container=True
+    )
+
+    del containers.owned[container_id]
+    await reconciler.reconcile()
+    after_one_round = list(supervisors.told_missing)
+    await reconciler.reconcile()
+
+    assert after_one_round == []
+    assert supervisors.told_missing == [(2, container_id)]
+
+
+async def test_where_only_the_own_machines_containers_are_listed_none_counts_as_missing(pool: Pool) -> None:
+    store = a_store(pool)
+    supervisors = FakeSupervisors(store)
+    claim = await claimed(store, 1)
+    container_id = await a_container(store, claim)
+    await store.set_container_handle(claim, container_id, str(container_id))
+    reconciler = a_reconciler(pool, store, supervisors=supervisors)
+
+    for _ in range(3):
+        await reconciler.reconcile()
+
+    assert supervisors.told_missing == []
+
+
 async def test_a_removal_that_hangs_delays_neither_the_others_nor_the_round(pool: Pool) -> None:
     store = a_store(pool)
     containers = FakeContainers()

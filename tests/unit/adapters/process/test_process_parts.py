@@ -15,10 +15,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestrator.adapters.process.handles import Handle
-from orchestrator.adapters.process.logs import BoundedLog, read_tail, shown
+from orchestrator.adapters.process.logs import BoundedLog, read_tail
 from orchestrator.adapters.process.processes import identity_of, started_at
 from orchestrator.adapters.process.scratch import ContainerDirectory, End, EndKind, read_json, write_json
 from orchestrator.adapters.process.watches import disk_bytes
+from orchestrator.domain.log_text import shown
 
 
 def test_a_log_keeps_the_newest_within_its_bound(tmp_path: Path) -> None:
