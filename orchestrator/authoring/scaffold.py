@@ -98,7 +98,7 @@ def write_submission(directory: Path, submission: FirstSubmission) -> Path:
     path = directory / ENTRY_POINT
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        there = sorted(entry.name for entry in directory.iterdir())
+        there = sorted((entry.name for entry in directory.iterdir()), key=_telling_first)
         if there:
             raise UsageError(
                 f"{directory} is not empty, it holds {there[0]}: name a new directory, or an empty one"
@@ -168,3 +168,8 @@ def _bounds(box: spaces.Box) -> tuple[Any, Any, tuple[int, ...]]:
     if low.size <= MOST_BOUNDS and not (np.ptp(low) == 0 and np.ptp(high) == 0):
         return low.astype(plain).tolist(), high.astype(plain).tolist(), tuple(box.shape)
     return plain(low.max()), plain(high.min()), tuple(box.shape)
+
+
+def _telling_first(name: str) -> tuple[bool, str]:
+    # What a machine left (.git, __pycache__) last: a person looks for what a person wrote.
+    return name.startswith((".", "_")), name
