@@ -18,9 +18,11 @@ from uuid import UUID
 
 import ray
 
+from orchestrator import failpoints
 from orchestrator.actors.control_plane import RaySupervisors, sink_name
 from orchestrator.actors.job_supervision import Cluster, JobSupervision, SupervisionParts
 from orchestrator.actors.queue_consumer import QueueConsumer
+from orchestrator.actors.ray_calls import get_actor
 from orchestrator.actors.reconciler import Reconciler
 from orchestrator.actors.result_sink import ResultSink
 from orchestrator.actors.rollout_cluster import ClusterPlan, RolloutCluster
@@ -102,6 +104,7 @@ class ControlPlaneRecipe:
 
     def set_up_process(self, **fields: object) -> None:
         end_with_parent()
+        failpoints.enter_process(str(fields.get("actor", "")))
         configure_logging("json", self.actor_log_level)
         bind_process(**fields)
 
@@ -197,10 +200,10 @@ class ControlPlaneRecipe:
         )
         setup = WorkerSetup(
             job=job,
-            connector=WebSocketConnector("", 0),
+            connector=_with_points(WebSocketConnector("", 0)),
             limits=episode_limits(job, settings),
             # By its name alone: workers are given nothing of the recipe, which holds secrets.
-            find_sink=partial(ray.get_actor, sink_name(self.generation), self.namespace),
+            find_sink=partial(get_actor, sink_name(self.generation), self.namespace),
             step_log_interval=config.step_log_interval or settings.step_log_interval,
             log_steps=settings.telemetry_steps,
             byte_cap=settings.episode_buffer_bytes,
@@ -239,7 +242,10 @@ class ControlPlaneRecipe:
         async def fetch() -> Archive:
             scratch.mkdir(parents=True, exist_ok=True, mode=0o700)
             target = scratch / "archive"
-            return Archive(target, await fetch_archive(message, target, limits))
+            await failpoints.reach_async("archives.fetch.before")
+            archive = Archive(target, await fetch_archive(message, target, limits))
+            await failpoints.reach_async("archives.fetch.after")
+            return archive
 
         return SubmissionContainer(tools, fetch)
 
@@ -256,7 +262,9 @@ class ControlPlaneRecipe:
             # Anybody could have us dial any address inside the cluster.
             raise UsageError("only jobs of the local command line may name a policy server by its address")
         host, port = _server_address(claim.job.message.artifact_url or "")
-        return ExternalPolicy(WebSocketConnector(host, port), self.settings.connect_timeout_seconds)
+        return ExternalPolicy(
+            _with_points(WebSocketConnector(host, port)), self.settings.connect_timeout_seconds
+        )
 
 
 async def remove_leftovers(settings: Settings, installation: Installation) -> None:
@@ -294,4 +302,8 @@ def _server_address(url: str) -> tuple[str, int]:
 
 
 def _connector(endpoint: Endpoint, key: bytes) -> PolicyConnector:
-    return WebSocketConnector(endpoint.host, endpoint.port, session_key=key)
+    return _with_points(WebSocketConnector(endpoint.host, endpoint.port, session_key=key))
+
+
+def _with_points(connector: PolicyConnector) -> PolicyConnector:
+    return failpoints.instrumented(connector, "policy_connector", {"connect": "policy_connection"})

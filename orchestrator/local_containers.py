@@ -10,6 +10,7 @@ from orchestrator.adapters.policies.host_client import SubmissionHostClient
 from orchestrator.adapters.process.containers import ProcessContainers
 from orchestrator.adapters.process.launch import submission_host_command
 from orchestrator.adapters.process.pip_settings import pip_settings
+from orchestrator.failpoints import instrumented
 from orchestrator.ports import Endpoint
 from orchestrator.settings import Settings
 from orchestrator.submission.preparation import EnvironmentOptions
@@ -36,9 +37,10 @@ def process_containers(
 
 def submission_host(settings: Settings, endpoint: Endpoint, session_key: bytes) -> SubmissionHostClient:
     """Talks to the submission host of a container; one in a cluster has to prove its network closed first."""
-    return SubmissionHostClient(
+    client = SubmissionHostClient(
         endpoint,
         session_key,
         environment_timeout_seconds=settings.environment_timeout_seconds,
         require_sealed=settings.containers == "kubernetes",
     )
+    return instrumented(client, "host_client")

@@ -16,6 +16,7 @@ from typing import Any
 
 import asyncpg
 
+from orchestrator import failpoints
 from orchestrator.adapters.postgres.clients import CONSUMER_APPLICATION
 from orchestrator.adapters.postgres.embedded import embedded_postgres
 from orchestrator.adapters.postgres.installation import Installation, has_client, take_generation
@@ -71,7 +72,11 @@ async def joined_or_local_ray(cpus: int) -> AsyncIterator[bool]:
     address = os.environ.get("RAY_ADDRESS")
     if address:
         await _check_address(address)
-        async with _ray(lambda ray: ray.init(address=address, log_to_driver=False, logging_level="ERROR")):
+        # Actors of a cluster that runs already have its variables, not ours.
+        options = {"runtime_env": {"env_vars": failpoints.inherited()}} if failpoints.inherited() else {}
+        async with _ray(
+            lambda ray: ray.init(address=address, log_to_driver=False, logging_level="ERROR", **options)
+        ):
             yield False
         return
     directory = make_session_directory()
@@ -237,10 +242,10 @@ async def _some_node_lives() -> bool:
     ray = sys.modules.get("ray")
     if ray is None or not ray.is_initialized():
         return True
-    from orchestrator.actors.ray_supervisors import off_loop
+    from orchestrator.actors.ray_calls import cluster_nodes, off_loop
 
     try:
-        nodes = await off_loop(ray.nodes)
+        nodes = await off_loop(cluster_nodes)
     except InfrastructureError as error:
         log.warning("cluster_does_not_answer", why=str(error))
         return False

@@ -12,13 +12,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+from orchestrator import failpoints
 from orchestrator.domain.errors import UsageError
 from orchestrator.logging import escape_control_characters, mask_secrets
 
 ENV_PREFIX = "ORCHESTRATOR_"
 FILE_VARIABLE = "ORCHESTRATOR_SETTINGS_FILE"
 # Of the submission host and of containers, and the file's name: ours too, but no settings.
-OTHER_VARIABLES = frozenset({"ORCHESTRATOR_SESSION_KEY", "ORCHESTRATOR_CONTAINER", FILE_VARIABLE})
+OTHER_VARIABLES = frozenset(
+    {"ORCHESTRATOR_SESSION_KEY", "ORCHESTRATOR_CONTAINER", failpoints.VARIABLE, FILE_VARIABLE}
+)
 MAX_SHOWN_CHARS = 80
 TOML_HINTS = {
     "Invalid value": '; a text stands in quotes, like log_level = "DEBUG"',

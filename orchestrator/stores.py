@@ -18,6 +18,7 @@ from orchestrator.cluster_containers import kubernetes_containers
 from orchestrator.domain.episodes import EpisodeOutcome
 from orchestrator.domain.messages import EvalResultMessage
 from orchestrator.domain.results import build_result
+from orchestrator.failpoints import instrumented
 from orchestrator.local_containers import process_containers
 from orchestrator.ports import Containers, Job
 from orchestrator.settings import Settings
@@ -54,7 +55,7 @@ def job_store(pool: asyncpg.Pool[asyncpg.Record], settings: Settings) -> Postgre
             error=job.error,
         )
 
-    return PostgresJobStore(pool, job_rules(settings), unheld)
+    return instrumented(PostgresJobStore(pool, job_rules(settings), unheld), "job_store")
 
 
 def ledger(pool: asyncpg.Pool[asyncpg.Record], settings: Settings) -> PostgresLedger:
@@ -65,7 +66,7 @@ def ledger(pool: asyncpg.Pool[asyncpg.Record], settings: Settings) -> PostgresLe
         episodes=settings.telemetry_episodes,
         steps=settings.telemetry_steps,
     )
-    return PostgresLedger(pool, rows)
+    return instrumented(PostgresLedger(pool, rows), "ledger")
 
 
 def submission_containers(
@@ -89,7 +90,7 @@ async def open_containers(settings: Settings, watch_pid: int | None = None) -> A
     """The same for a block: one for a process, shared by all that it supervises."""
     containers = submission_containers(settings, watch_pid)
     try:
-        yield containers
+        yield instrumented(containers, "containers")
     finally:
         if isinstance(containers, KubernetesContainers):
             await containers.close()

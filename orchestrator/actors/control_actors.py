@@ -20,6 +20,7 @@ import structlog
 
 from orchestrator.actors.job_supervision import JobSupervision
 from orchestrator.actors.queue_consumer import QueueConsumer
+from orchestrator.actors.ray_calls import kill_actor
 from orchestrator.actors.result_sink import ResultSink
 from orchestrator.domain.episodes import CommitOutcome, EpisodeRun, FinishedEpisode
 from orchestrator.domain.errors import InfrastructureError
@@ -257,7 +258,7 @@ class JobSupervisorActor:
             try:
                 me = ray.get_runtime_context().current_actor
                 await asyncio.wait_for(
-                    asyncio.to_thread(ray.kill, me, no_restart=True), timeout=LAST_WORDS_SECONDS
+                    asyncio.to_thread(kill_actor, me, no_restart=True), timeout=LAST_WORDS_SECONDS
                 )
             except Exception:
                 log.exception("supervisor_not_ended", job_id=self._job_id)

@@ -8,7 +8,6 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
-import ray
 import structlog
 from ray.exceptions import RayActorError, RayError
 
@@ -23,17 +22,16 @@ from orchestrator.actors.control_actors import (
     sink_name,
     supervisor_name,
 )
-from orchestrator.actors.ray_supervisors import (
-    DECISION_SECONDS,
-    PING_SECONDS,
-    RaySupervisors,
+from orchestrator.actors.ray_calls import (
     actor_names,
-    answer_of,
+    ask,
+    create_actor,
     find_actor,
+    kill_actor,
     last_line,
-    number_of,
     off_loop,
 )
+from orchestrator.actors.ray_supervisors import DECISION_SECONDS, PING_SECONDS, RaySupervisors, number_of
 from orchestrator.domain.errors import InfrastructureError, UsageError
 
 __all__ = [
@@ -132,7 +130,7 @@ async def _serves(name: str, recipe: Recipe) -> bool:
     if actor is None:
         return False
     try:
-        return bool(await answer_of(actor.serves.remote(recipe), PING_SECONDS))
+        return bool(await ask(actor, "serves", recipe, timeout_seconds=PING_SECONDS))
     except (TimeoutError, RayError, AttributeError) as error:  # other code may not know the method
         log.info("supervisor_does_not_say", actor=name, why=last_line(error))
         return False
@@ -142,7 +140,7 @@ async def _start(remote: Any, name: str, recipe: Recipe) -> None:
     """Make sure that the actor runs by this very recipe, and has its database open."""
     actor = await _actor_of(remote, name, recipe)
     try:
-        why = await answer_of(actor.ready.remote(READY_SECONDS), READY_SECONDS + PING_SECONDS)
+        why = await ask(actor, "ready", READY_SECONDS, timeout_seconds=READY_SECONDS + PING_SECONDS)
     except (TimeoutError, RayError) as error:
         why = last_line(error)
     if why is not None:
@@ -153,9 +151,9 @@ async def _actor_of(remote: Any, name: str, recipe: Recipe) -> Any:
     options = {"name": name, "namespace": recipe.namespace, "lifetime": "detached", "get_if_exists": True}
     why = ""
     for _ in range(START_TRIES):
-        actor = await off_loop(remote.options(**options).remote, recipe)
+        actor = await off_loop(create_actor, remote, options, recipe)
         try:
-            if await answer_of(actor.serves.remote(recipe), DECISION_SECONDS):
+            if await ask(actor, "serves", recipe, timeout_seconds=DECISION_SECONDS):
                 return actor
             # Left by a control plane that was killed: its database may be at another port now.
             why = "it works by another recipe"
@@ -188,7 +186,7 @@ async def _stop(recipe: Recipe, name: str, timeout_seconds: float) -> None:
         if actor is None:
             return
         with suppress(TimeoutError, RayError):
-            await answer_of(actor.stop.remote(), timeout_seconds)
-        await off_loop(ray.kill, actor, no_restart=True)
+            await ask(actor, "stop", timeout_seconds=timeout_seconds)
+        await off_loop(kill_actor, actor, no_restart=True)
     except InfrastructureError as error:
         log.warning("actor_not_stopped", actor=name, why=str(error))

@@ -10,7 +10,6 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-import ray
 from ray.exceptions import (
     GetTimeoutError,
     ObjectLostError,
@@ -20,6 +19,7 @@ from ray.exceptions import (
     RpcError,
 )
 
+from orchestrator.actors.ray_calls import ask_blocking
 from orchestrator.domain.episodes import CommitOutcome, EpisodeRun, FinishedEpisode
 from orchestrator.domain.errors import InfrastructureError
 from orchestrator.logging import get_logger
@@ -83,17 +83,17 @@ class SinkPublisher:
 
     def publish(self, episodes: Sequence[FinishedEpisode]) -> list[CommitOutcome]:
         batch = list(episodes)
-        outcomes: list[CommitOutcome] = self._until_acknowledged(lambda sink: sink.commit.remote(batch))
+        outcomes: list[CommitOutcome] = self._until_acknowledged("commit", batch)
         return outcomes
 
     def stage(self, run: EpisodeRun, part: int, messages: Sequence[bytes]) -> bool:
         batch = list(messages)
-        return bool(self._until_acknowledged(lambda sink: sink.stage.remote(run, part, batch)))
+        return bool(self._until_acknowledged("stage", run, part, batch))
 
-    def _until_acknowledged(self, send: Callable[[Any], Any]) -> Any:
-        return until_acknowledged(lambda: self._answer(send), self._stop, retried=RETRIED)
+    def _until_acknowledged(self, method: str, *arguments: Any) -> Any:
+        return until_acknowledged(lambda: self._answer(method, *arguments), self._stop, retried=RETRIED)
 
-    def _answer(self, send: Callable[[Any], Any]) -> Any:
+    def _answer(self, method: str, *arguments: Any) -> Any:
         sink = self._sink
         if sink is None:
             try:
@@ -101,7 +101,7 @@ class SinkPublisher:
             except ValueError as error:
                 raise InfrastructureError(f"there is no result sink now: {error}") from error
         try:
-            return ray.get(send(sink), timeout=self._timeout_seconds)
+            return ask_blocking(sink, method, *arguments, timeout_seconds=self._timeout_seconds)
         except RayActorError:
             self._sink = None
             raise

@@ -1,17 +1,14 @@
-"""Supervisors as Ray actors, one detached actor a job, found by its name; and how Ray is called for them."""
+"""Supervisors as Ray actors, one detached actor a job, found by its name."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 from uuid import UUID, uuid4
 
-import ray
 import structlog
 from ray.exceptions import RayActorError, RayError
 
@@ -21,20 +18,25 @@ from orchestrator.actors.control_actors import (
     Recipe,
     supervisor_name,
 )
+from orchestrator.actors.ray_calls import (
+    actor_names,
+    ask,
+    create_actor,
+    find_actor,
+    kill_actor,
+    last_line,
+    off_loop,
+)
 from orchestrator.domain.errors import InfrastructureError
 from orchestrator.ports import ClaimRefusal
-from orchestrator.waiting import on_a_thread
 
 log = structlog.get_logger(__name__)
-
-T = TypeVar("T")
 
 # Creating an actor on a busy machine takes seconds; a claim can wait for a lock for a third of a lease.
 DECISION_SECONDS = 120.0
 ENSURE_TRIES = 3
 FIRST_BACKOFF_SECONDS = 0.2
 PING_SECONDS = 5.0
-RAY_CALL_SECONDS = 30.0
 # From the kill of a frozen supervisor to a new process that has found its job over and has ended.
 RESTART_SECONDS = 60.0
 POLL_SECONDS = 0.5
@@ -56,7 +58,7 @@ class RaySupervisors:
         for attempt in range(ENSURE_TRIES):
             supervisor = await off_loop(self._create, job_id)
             try:
-                decided = await answer_of(supervisor.decided.remote(), DECISION_SECONDS)
+                decided = await ask(supervisor, "decided", timeout_seconds=DECISION_SECONDS)
                 return None if decided is None else ClaimRefusal(decided)
             except TimeoutError:
                 why = f"no decision in {DECISION_SECONDS:g} s"
@@ -78,7 +80,7 @@ class RaySupervisors:
         existing = await off_loop(find_actor, supervisor_name(job_id), self.recipe.namespace)
         if existing is not None:
             try:
-                await answer_of(existing.ping.remote(), PING_SECONDS)
+                await ask(existing, "ping", timeout_seconds=PING_SECONDS)
                 return
             except TimeoutError:
                 await self._restart(job_id, existing)
@@ -96,7 +98,7 @@ class RaySupervisors:
         existing = await off_loop(find_actor, supervisor_name(job_id), self.recipe.namespace)
         if existing is not None:
             with suppress(TimeoutError, RayError):
-                await answer_of(existing.report_missing.remote(container_id), PING_SECONDS)
+                await ask(existing, "report_missing", container_id, timeout_seconds=PING_SECONDS)
 
     async def jobs(self) -> list[int]:
         """The jobs that have a supervisor now, ascending.
@@ -117,19 +119,19 @@ class RaySupervisors:
         if existing is None:
             return
         with suppress(TimeoutError, RayError):
-            await answer_of(existing.stop.remote(), PING_SECONDS)
+            await ask(existing, "stop", timeout_seconds=PING_SECONDS)
         if await self._is_gone(job_id, PING_SECONDS):
             return
         # A kill for good frees the name, but leaves a stopped process alive. One with a restart ends it, and
         # the new process finds its job over and ends itself.
         await self._restart(job_id, existing)
         if not await self._is_gone(job_id, RESTART_SECONDS):
-            await off_loop(ray.kill, existing, no_restart=True)
+            await off_loop(kill_actor, existing, no_restart=True)
 
     async def _restart(self, job_id: int, supervisor: Any) -> None:
         """Frozen. Killed without `no_restart` Ray starts a new process under the same holder."""
         log.warning("frozen_supervisor_killed", job_id=job_id)
-        await off_loop(ray.kill, supervisor, no_restart=False)
+        await off_loop(kill_actor, supervisor, no_restart=False)
 
     async def _is_gone(self, job_id: int, timeout_seconds: float) -> bool:
         until = time.monotonic() + timeout_seconds
@@ -140,71 +142,15 @@ class RaySupervisors:
         return True
 
     def _create(self, job_id: int) -> Any:
-        return JobSupervisorRemote.options(
-            name=supervisor_name(job_id),
-            namespace=self.recipe.namespace,
-            lifetime="detached",
-            get_if_exists=True,
-        ).remote(self.recipe, job_id, uuid4())
-
-
-async def off_loop(call: Callable[..., T], *args: Any, **options: Any) -> T:
-    """What a blocking call of Ray returns, made on a thread that the end of the program does not wait for.
-
-    A call on a cluster that dies meanwhile may never return.
-
-    Raises:
-        InfrastructureError: Ray gives no answer in time, or an error.
-    """
-    name = getattr(call, "__name__", "a call")
-    try:
-        async with asyncio.timeout(RAY_CALL_SECONDS):
-            return await on_a_thread(partial(call, *args, **options))
-    except TimeoutError as error:
-        raise InfrastructureError(f"Ray does not answer ({name})") from error
-    except Exception as error:
-        # Ray raises RayError, RuntimeError, OSError and bare Exception where the cluster is away.
-        raise InfrastructureError(f"Ray failed ({name}): {last_line(error)}") from error
-
-
-async def answer_of(reference: Any, timeout_seconds: float | None) -> Any:
-    """What an actor answers within the time; None waits for ever.
-
-    Raises:
-        TimeoutError: it does not.
-        RayError: it is lost, or answers with an error.
-    """
-    # Not `wait_for`, which in Python 3.11 forgets a cancellation where the answer has just come.
-    async with asyncio.timeout(timeout_seconds):
-        return await reference
-
-
-def find_actor(name: str, namespace: str) -> Any:
-    """The actor of that name, or None. Blocking."""
-    try:
-        return ray.get_actor(name, namespace)
-    except ValueError:
-        return None
-
-
-def actor_names(namespace: str, prefix: str) -> list[str]:
-    """The names of the actors that are called `prefix` and a number. Blocking."""
-    named = ray.util.list_named_actors(all_namespaces=True)
-    return sorted(
-        actor["name"]
-        for actor in named
-        if actor["namespace"] == namespace
-        and actor["name"].startswith(prefix)
-        and actor["name"].removeprefix(prefix).isdecimal()
-    )
+        options = {
+            "name": supervisor_name(job_id),
+            "namespace": self.recipe.namespace,
+            "lifetime": "detached",
+            "get_if_exists": True,
+        }
+        return create_actor(JobSupervisorRemote, options, self.recipe, job_id, uuid4())
 
 
 def number_of(name: str, prefix: str) -> int:
     """The number in a name that `actor_names` gave."""
     return int(name.removeprefix(prefix))
-
-
-def last_line(error: BaseException) -> str:
-    """The last line that says something: Ray puts the remote traceback before the message."""
-    lines = (line for line in reversed(str(error).splitlines()) if line.strip())
-    return next(lines, type(error).__name__)

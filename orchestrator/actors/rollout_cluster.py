@@ -11,20 +11,22 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import ray
 import structlog
 from ray.exceptions import RayError, RayTaskError
-from ray.util.placement_group import (
-    PlacementGroup,
-    placement_group,
-    placement_group_table,
-    remove_placement_group,
-)
+from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from orchestrator.actors.episode_runner import RunReport
 from orchestrator.actors.job_supervision import CannotRun
-from orchestrator.actors.ray_supervisors import answer_of
+from orchestrator.actors.ray_calls import (
+    ask,
+    cluster_resources,
+    create_actor,
+    create_placement_group,
+    free_placement_group,
+    kill_actor,
+    placement,
+)
 from orchestrator.actors.rollout_worker import RolloutWorker, WorkerSetup
 from orchestrator.actors.rollouts import WorkerLost
 from orchestrator.domain.episodes import CommitOutcome, EpisodeRun, FinishedEpisode
@@ -82,11 +84,11 @@ class RolloutCluster:
             CannotRun: the cluster can never give what the job asks for.
         """
         self._group = await asyncio.to_thread(
-            placement_group, self._plan.bundles, "PACK", f"job-{self._plan.job.job_id}"
+            create_placement_group, self._plan.bundles, f"job-{self._plan.job.job_id}"
         )
         await self._placed(self._group, waiting)
         self._workers = [self._create(index) for index in range(self._plan.workers)]
-        await asyncio.gather(*(self._answer(worker.ping.remote()) for worker in self._workers))
+        await asyncio.gather(*(self._ask(worker, "ping") for worker in self._workers))
 
     async def _placed(self, group: PlacementGroup, waiting: Callable[[str], Awaitable[None]]) -> None:
         """Wait for the group. It never fails by itself, so its scheduling state is read.
@@ -97,7 +99,7 @@ class RolloutCluster:
         pause_seconds, said = 0.01, False
         doubted_at: float | None = None
         while True:
-            table = await asyncio.to_thread(placement_group_table, group)
+            table = await asyncio.to_thread(placement, group)
             if table.get("state") == "CREATED":
                 return
             if not await self._looks_impossible(table):
@@ -123,18 +125,19 @@ class RolloutCluster:
 
     async def _exceeds_the_cluster(self) -> bool:
         """Whether the bundles together are more than all nodes have: Ray may call that NO_RESOURCES."""
-        total: Mapping[str, float] = await asyncio.to_thread(ray.cluster_resources)
+        total: Mapping[str, float] = await asyncio.to_thread(cluster_resources)
         asked: Counter[str] = Counter()
         for bundle in self._plan.bundles:
             asked.update(bundle)
         return any(amount > total.get(name, 0.0) + 1e-6 for name, amount in asked.items())
 
     def _create(self, index: int) -> Any:
-        return RolloutWorker.options(
-            num_cpus=self._plan.cpus_per_worker,
-            scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
-            max_concurrency=8,
-        ).remote(self._plan.job.job_id, index)
+        options = {
+            "num_cpus": self._plan.cpus_per_worker,
+            "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, index),
+            "max_concurrency": 8,
+        }
+        return create_actor(RolloutWorker, options, self._plan.job.job_id, index)
 
     async def describe(self) -> BenchmarkDescription:
         """The job's benchmark as the first worker knows it.
@@ -142,9 +145,7 @@ class RolloutCluster:
         Raises:
             UsageError: provider, name or config is wrong.
         """
-        description: BenchmarkDescription = await self._answer(
-            self._workers[0].describe.remote(self._plan.job)
-        )
+        description: BenchmarkDescription = await self._ask(self._workers[0], "describe", self._plan.job)
         return description
 
     async def prepare(self, index: int, connector: PolicyConnector) -> None:
@@ -154,7 +155,7 @@ class RolloutCluster:
             WorkerLost: it died meanwhile.
         """
         setup = replace(self._setup, connector=connector)
-        await self._answer(self._workers[index].prepare.remote(setup))
+        await self._ask(self._workers[index], "prepare", setup)
 
     async def run(self, index: int, runs: list[EpisodeRun]) -> list[RunReport]:
         """What came of the runs, once all that is to be committed is.
@@ -163,22 +164,22 @@ class RolloutCluster:
             WorkerLost: it died, or did not answer a ping meanwhile.
         """
         worker = self._workers[index]
-        call = asyncio.ensure_future(self._answer(worker.run.remote(runs), timeout_seconds=None))
+        call = asyncio.ensure_future(self._ask(worker, "run", runs, timeout_seconds=None))
         try:
             while True:
                 done, _ = await asyncio.wait({call}, timeout=PING_EVERY_SECONDS)
                 if done:
                     reports: list[RunReport] = call.result()
                     return reports
-                await self._answer(worker.ping.remote(), timeout_seconds=PING_ANSWER_SECONDS)
+                await self._ask(worker, "ping", timeout_seconds=PING_ANSWER_SECONDS)
         finally:
             call.cancel()
 
     async def replace(self, index: int) -> None:
         """A new actor in the same bundle, the old one dead for certain."""
-        await asyncio.to_thread(ray.kill, self._workers[index])
+        await asyncio.to_thread(kill_actor, self._workers[index])
         self._workers[index] = self._create(index)
-        await self._answer(self._workers[index].ping.remote())
+        await self._ask(self._workers[index], "ping")
 
     async def settle(self, finished: FinishedEpisode) -> CommitOutcome:
         """Commit an episode whose fault the supervisor decided on.
@@ -191,7 +192,7 @@ class RolloutCluster:
         while True:
             try:
                 sink = await asyncio.to_thread(self._setup.find_sink)
-                outcomes = await answer_of(sink.commit.remote([finished]), SINK_ANSWER_SECONDS)
+                outcomes = await ask(sink, "commit", [finished], timeout_seconds=SINK_ANSWER_SECONDS)
                 return CommitOutcome(outcomes[0])
             except (RayError, InfrastructureError, TimeoutError, ValueError) as error:
                 # A sink that restarts: sending again is safe, the ledger is idempotent.
@@ -205,14 +206,16 @@ class RolloutCluster:
         workers, self._workers = self._workers, []
         for worker in workers:
             with contextlib.suppress(RayError):
-                await asyncio.to_thread(ray.kill, worker)
+                await asyncio.to_thread(kill_actor, worker)
         group, self._group = self._group, None
         if group is not None:
-            await asyncio.to_thread(remove_placement_group, group)
+            await asyncio.to_thread(free_placement_group, group)
 
-    async def _answer(self, reference: Any, timeout_seconds: float | None = START_SECONDS) -> Any:
+    async def _ask(
+        self, worker: Any, method: str, *arguments: Any, timeout_seconds: float | None = START_SECONDS
+    ) -> Any:
         try:
-            return await answer_of(reference, timeout_seconds)
+            return await ask(worker, method, *arguments, timeout_seconds=timeout_seconds)
         except RayTaskError as error:
             cause = error.cause
             raise (cause if isinstance(cause, Exception) else InfrastructureError(str(error))) from error
@@ -225,7 +228,7 @@ class RolloutCluster:
 
 
 async def _resources() -> str:
-    total: Mapping[str, float] = await asyncio.to_thread(ray.cluster_resources)
+    total: Mapping[str, float] = await asyncio.to_thread(cluster_resources)
     shown = {
         name: value for name, value in total.items() if name in ("CPU", "GPU") or name.startswith("accel")
     }

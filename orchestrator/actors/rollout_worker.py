@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import ray
 
+from orchestrator import failpoints
 from orchestrator.actors.episode_logger import EpisodeLogger, RunAbandoned, with_fault, without_telemetry
 from orchestrator.actors.episode_publisher import Publisher, PublishingQueue, PublishingStopped, SinkPublisher
 from orchestrator.actors.episode_runner import (
@@ -284,7 +285,9 @@ class RolloutWorkerActor:
         if self._environments is None or self._job != job:
             self._let_go()
             benchmark = load_benchmark(job.env_provider, job.benchmark_name, job.config, job.benchmark_spec)
-            self._environments = EnvironmentCache(benchmark)
+            self._environments = EnvironmentCache(
+                failpoints.instrumented(benchmark, "benchmark", {"make": "environment"})
+            )
             self._job = job
         return self._environments
 
@@ -310,6 +313,7 @@ class RolloutWorkerProcess(RolloutWorkerActor):
 
     def __init__(self, job_id: int | None = None, index: int = 0) -> None:
         end_with_parent()
+        failpoints.enter_process(f"rollout-worker-{index}")
         super().__init__(job_id, index)
 
 

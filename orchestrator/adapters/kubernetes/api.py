@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import aiohttp
 import structlog
@@ -20,6 +20,7 @@ import structlog
 from orchestrator.adapters.kubernetes.access import ClusterAccess
 from orchestrator.adapters.kubernetes.preflight_api import ApiRefused
 from orchestrator.domain.errors import InfrastructureError
+from orchestrator.failpoints import reach_async
 
 if TYPE_CHECKING:
     from kubernetes.aio.client import ApiClient
@@ -223,9 +224,20 @@ async def _send(
         body=body,
         auth_settings=["BearerToken"],
     )
+    call = f"kubernetes.{method.lower()}"
+    await reach_async(f"{call}.before", _cut)
     answer = await client.call_api(method, url, headers, body, form, _request_timeout=timeout)
     response: aiohttp.ClientResponse = answer.response
+    try:
+        await reach_async(f"{call}.after", _cut)
+    except BaseException:
+        response.close()
+        raise
     return response
+
+
+def _cut() -> NoReturn:
+    raise aiohttp.ClientConnectionError("a failpoint cut the connection")
 
 
 def _event(line: bytes) -> Json:

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import asyncpg
 
+from orchestrator import failpoints
+from orchestrator.adapters.postgres.failpoint_connection import connecting
 from orchestrator.adapters.postgres.file_lock import (
     exclusive_lock,
     open_lock_file,
@@ -105,7 +107,7 @@ def _start_guardian(files: ServerFiles, guardian_lock: int) -> None:
     # After a crash the old port first: clients that are still there look for the server on it.
     port = [] if last is None else ["--port", str(last.port)]
     files.clear_state()
-    with files.log.open("ab") as log:
+    with files.log.open("ab") as log, failpoints.around("postgres.spawn_guardian"):
         process = subprocess.Popen(
             [
                 *(sys.executable, "-m", "orchestrator.adapters.postgres.guardian"),
@@ -137,7 +139,7 @@ async def _accepting_dsn(files: ServerFiles) -> str | None:
     except OSError as error:
         raise InfrastructureError(f"{files.password} cannot be read: {error.strerror}") from error
     try:
-        connection = await asyncpg.connect(dsn_of("postgres"), timeout=_PROBE_TIMEOUT_SECONDS)
+        connection = await connecting()(dsn_of("postgres"), timeout=_PROBE_TIMEOUT_SECONDS)
         try:
             if not await connection.fetchval("SELECT true FROM pg_database WHERE datname = $1", DATABASE):
                 await connection.execute(f"CREATE DATABASE {DATABASE}")

@@ -15,6 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
 
+from orchestrator.adapters.postgres.failpoint_connection import connecting
 from orchestrator.adapters.postgres.file_lock import wait_for_lock
 from orchestrator.domain.errors import InfrastructureError, UsageError
 
@@ -95,7 +96,7 @@ async def open_connection(
     """
 
     async def connect() -> asyncpg.Connection[asyncpg.Record]:
-        return await asyncpg.connect(dsn, timeout=timeout_seconds, server_settings={"jit": "off"})
+        return await connecting()(dsn, timeout=timeout_seconds, server_settings={"jit": "off"})
 
     with _plain_connect_errors(dsn):
         connection = await retrying(connect, deadline_seconds=timeout_seconds)
@@ -219,6 +220,7 @@ async def _create_pool(
             timeout=timeout_seconds,
             command_timeout=command_timeout,
             server_settings=server_settings,
+            connect=connecting(),
         )
 
     with _plain_connect_errors(dsn):

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import orchestrator
+from orchestrator import failpoints
 from orchestrator.adapters.process.processes import MARKER, end_all, marked_with
 from orchestrator.adapters.process.scratch import ContainerDirectory, ShimSpec
 from orchestrator.adapters.process.shim import STARTED
@@ -65,16 +66,23 @@ def launch(
     directory.make()
     with _key_pipe(session_key) as key_fd, directory.shim_log_file.open("wb") as errors:
         directory.write_spec(make_shim_spec(key_fd))
-        process = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.adapters.process.shim", str(directory.root), str(key_fd)],
-            env=environment_of(directory, threads=1),
-            cwd=directory.root,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=errors,
-            pass_fds=[key_fd],
-            start_new_session=True,
-        )
+        with failpoints.around("process.spawn"):
+            process = subprocess.Popen(
+                [
+                    sys.executable,
+                    "-m",
+                    "orchestrator.adapters.process.shim",
+                    str(directory.root),
+                    str(key_fd),
+                ],
+                env=environment_of(directory, threads=1),
+                cwd=directory.root,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                pass_fds=[key_fd],
+                start_new_session=True,
+            )
     try:
         answer, _ = process.communicate(timeout=_START_TIMEOUT_SECONDS)
     except subprocess.TimeoutExpired:
