@@ -10,9 +10,12 @@ import pytest
 
 from orchestrator import failpoints
 from orchestrator.adapters.postgres.failpoint_connection import FailpointConnection, connecting
+from orchestrator.adapters.postgres.ledger import PostgresLedger
 from orchestrator.adapters.postgres.pool import Database, open_connection, open_pool
 from tests.failpoint_rules import adapter_names, methods_of, outside_ports, sources, violations
+from tests.job_fixtures import a_job, a_store, claimed, finished, planned_runs
 from tests.stepping import Recorder
+from tests.unit.actors.control_fakes import FakeSupervisors, consuming, eventually
 
 PORT_METHODS = [(name, method) for name, port in outside_ports().items() for method in methods_of(port)]
 
@@ -191,3 +194,44 @@ async def test_connecting_has_a_point_on_both_sides(database: Database) -> None:
 
 def test_connections_are_asyncpgs_own_while_nothing_is_armed() -> None:
     assert connecting() is asyncpg.connect
+
+
+async def test_a_point_is_named_by_who_asks_and_what_for(database: Database) -> None:
+    recorder = Recorder()
+
+    with failpoints.armed(recorder):
+        async with open_pool(database, application_name="tests", max_size=1) as pool:
+            claim = await claimed(a_store(pool))
+            runs = await planned_runs(pool, claim)
+            recorder.points.clear()
+            await PostgresLedger(pool).commit([finished(run) for run in runs])
+
+    before = [point.removesuffix(".before") for point in recorder.points if point.endswith(".before")]
+    assert before == [
+        "postgres.ledger.commit.begin",
+        "postgres.ledger.commit.lock_shared",
+        "postgres.ledger.commit.select_jobs",
+        "postgres.ledger.commit.select_episodes",
+        "postgres.ledger.commit.update_episodes",
+        "postgres.ledger.commit.insert_pgqueuer",
+        "postgres.ledger.commit.commit",
+        "postgres.reset",
+    ]
+
+
+async def test_an_acknowledgement_of_the_queue_is_a_point_of_its_own(database: Database) -> None:
+    recorder = Recorder()
+
+    with failpoints.armed(recorder):
+        async with open_pool(database, application_name="tests") as pool:
+            store = a_store(pool)
+            await store.insert(a_job(), enqueue=True)
+            async with consuming(pool, store, FakeSupervisors(store)):
+                await eventually(lambda: _is_empty(pool))
+
+    acknowledged = [point for point in recorder.points if point.startswith("queue.acknowledge.")]
+    assert acknowledged == [f"queue.acknowledge.insert_pgqueuer_log.{side}" for side in ("before", "after")]
+
+
+async def _is_empty(pool: Any) -> bool:
+    return not await pool.fetchval("SELECT count(*) FROM pgqueuer WHERE entrypoint = 'add_job'")

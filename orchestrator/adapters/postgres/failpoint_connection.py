@@ -24,12 +24,23 @@ if TYPE_CHECKING:
 _OURS = str(Path(__file__).parent)
 # What all of the others go through says nothing of who asks.
 _PASSAGES = frozenset({"failpoint_connection", "pool", "fence", "patience"})
+_RESET = "pg_advisory_unlock_all"
+_QUEUE_PACKAGE = "/pgqueuer/"
 _QUEUE_FILE = "pgqueuer/adapters/persistence/queries.py"
 _QUEUE_NAMES = {"log_jobs": "acknowledge", "retry_job": "put_back", "update_heartbeat": "heartbeat"}
 
 _LOCKS = {"pg_advisory_xact_lock_shared": "lock_shared", "pg_advisory_xact_lock": "lock_exclusive"}
-_STATEMENT = re.compile(
-    r"\b(?:(insert)\s+into|(delete)\s+from|(update)|(select)\b.*?\bfrom)\s+(?:\w+\.)?(\w+)", re.I | re.S
+# What a statement changes says more of it than what it reads; the first that is found names it.
+_EXTRACTED = re.compile(r"extract\s*\(\s*\w+\s+from", re.I)
+_STATEMENTS = tuple(
+    re.compile(pattern, re.I)
+    for pattern in (
+        r"\b(insert)\s+into\s+(?:\w+\.)?(\w+)",
+        r"\b(update)\s+(?:\w+\.)?(\w+)\s+(?:\w+\s+)?set\b",
+        r"\b(delete)\s+from\s+(?:\w+\.)?(\w+)",
+        r"\b(select)\b(?s:.*?)\bfrom\s+(?:\w+\.)?(\w+)",
+        r"\b(\w+)\b(?:\s+(\w+)\()?",
+    )
 )
 
 
@@ -70,7 +81,10 @@ class FailpointConnection(asyncpg.Connection):
         )
 
     async def _between(self, statement: str, run: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        call = f"{_asked_by(sys._getframe(1))}.{statement_name(statement)}"
+        if _RESET in statement:  # a connection that goes back to its pool, whoever had it
+            call = "postgres.reset"
+        else:
+            call = f"{_asked_by(sys._getframe(1))}.{statement_name(statement)}"
         await reach_async(f"{call}.before", self._cut)
         answer = await run()
         await reach_async(f"{call}.after", self._cut)
@@ -100,12 +114,11 @@ def statement_name(statement: str) -> str:
     for function, name in _LOCKS.items():
         if f"{function}(" in statement:
             return name
-    found = _STATEMENT.search(statement)
-    if found is None or statement.startswith(("BEGIN", "COMMIT", "ROLLBACK", "SAVEPOINT", "RELEASE")):
-        word = re.search(r"\w+", statement)
-        return word[0].lower() if word else "statement"
-    verb = next(each for each in found.groups()[:4] if each)
-    return f"{verb}_{found[5]}".lower()
+    plain = _EXTRACTED.sub("", statement)
+    for pattern in _STATEMENTS:
+        if (found := pattern.search(plain)) is not None:
+            return "_".join(filter(None, found.groups())).lower()
+    return "statement"
 
 
 def _asked_by(frame: FrameType | None) -> str:
@@ -117,7 +130,7 @@ def _asked_by(frame: FrameType | None) -> str:
         if path.startswith(_OURS):
             if module not in _PASSAGES:
                 ours = f"postgres.{module}.{function}"
-        elif path.endswith(_QUEUE_FILE):
+        elif path.endswith(_QUEUE_FILE) or (queue is None and _QUEUE_PACKAGE in path):
             queue = f"queue.{_QUEUE_NAMES.get(function, function)}"
         elif nearest is None and "/asyncpg/" not in path and path.endswith(".py"):
             nearest = f"postgres.{module}.{function}"
