@@ -6,13 +6,17 @@ Nothing here waits for time to pass: a held point is reached, or the deadline fa
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from typing import Any, TypeVar
 
 from orchestrator import failpoints
 from orchestrator.failpoints import Cut
+
+T = TypeVar("T")
 
 DEADLINE_SECONDS = 30.0
 
@@ -33,8 +37,9 @@ class Recorder:
 class Held:
     """The next one to reach the point waits there, until it is let go or made to fail."""
 
-    def __init__(self, pattern: str) -> None:
+    def __init__(self, pattern: str, session: str = "*") -> None:
         self.pattern = pattern
+        self.session = session
         self.taken = False
         self._reached = asyncio.Event()
         self._free = asyncio.Event()
@@ -76,29 +81,55 @@ class Held:
 
 @dataclass
 class Stepper(Recorder):
-    """Holds at the points that `hold` names, each once; everything else passes."""
+    """Holds at the points that `hold` names, each once, and everything of a frozen session."""
 
     held: list[Held] = field(default_factory=list)
+    reached_by: list[tuple[str, str]] = field(default_factory=list)  # (session, point)
+    _frozen: dict[str, asyncio.Event] = field(default_factory=dict)
 
-    def hold(self, pattern: str) -> Held:
-        """A point at which the next one to come waits."""
-        held = Held(pattern)
+    def hold(self, pattern: str, session: str = "*") -> Held:
+        """A point at which the next one to come waits; only one of that session, if it is named."""
+        held = Held(pattern, session)
         self.held.append(held)
         return held
 
+    def freeze(self, session: str) -> None:
+        """From now on nothing of the session gets past any point, as if its process were stopped."""
+        self._frozen[session] = asyncio.Event()
+
+    def thaw(self, session: str) -> None:
+        """The session goes on where it stopped."""
+        self._frozen.pop(session).set()
+
     async def reach_async(self, point: str, cut: Cut | None) -> None:
+        session = _session.get()
         self.points.append(point)
+        self.reached_by.append((session, point))
         for held in self.held:
-            if not held.taken and fnmatchcase(point, held.pattern):
+            if not held.taken and fnmatchcase(point, held.pattern) and fnmatchcase(session, held.session):
                 held.taken = True
                 await held.hold(cut)
-                return
+                break
+        while (frozen := self._frozen.get(session)) is not None:
+            await frozen.wait()
 
     def let_all_go(self) -> None:
         """Nobody waits any more, at the end of a test that failed too."""
         for held in self.held:
             held.taken = True
             held.go_on()
+        for session in list(self._frozen):
+            self.thaw(session)
+
+
+_session: ContextVar[str] = ContextVar("session", default="")
+
+
+def in_session(name: str, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    """A task whose points, with those of the tasks that it starts, belong to the named session."""
+    context = copy_context()
+    context.run(_session.set, name)
+    return asyncio.create_task(work, context=context)
 
 
 @contextmanager
