@@ -148,6 +148,10 @@ class JobStore(Protocol):
 
     async def mark_container_removing(self, claim: Claim, container_id: UUID) -> None: ...
 
+    async def mark_unclaimed_removing(self, container_id: UUID) -> bool:
+        """Mark a container that no unfinished job claims; False where one does. Unknown ones are nobody's."""
+        ...
+
     async def forget_container(self, container_id: UUID) -> None: ...
 
 

@@ -97,6 +97,12 @@ class Stepper(Recorder):
         """From now on nothing of the session gets past any point, as if its process were stopped."""
         self._frozen[session] = asyncio.Event()
 
+    async def freeze_at(self, held: Held) -> None:
+        """Freeze the session of a held point once it has reached it."""
+        await held.reached()
+        self.freeze(held.session)
+        held.go_on()
+
     def thaw(self, session: str) -> None:
         """The session goes on where it stopped."""
         self._frozen.pop(session).set()
@@ -113,13 +119,14 @@ class Stepper(Recorder):
         while (frozen := self._frozen.get(session)) is not None:
             await frozen.wait()
 
-    def let_all_go(self) -> None:
-        """Nobody waits any more, at the end of a test that failed too."""
+    def let_go(self, session: str = "*") -> None:
+        """Nobody of the session waits any more, also at the end of a test that failed."""
         for held in self.held:
-            held.taken = True
-            held.go_on()
-        for session in list(self._frozen):
-            self.thaw(session)
+            if fnmatchcase(held.session, session):
+                held.taken = True
+                held.go_on()
+        for frozen in [each for each in self._frozen if fnmatchcase(each, session)]:
+            self.thaw(frozen)
 
 
 _session: ContextVar[str] = ContextVar("session", default="")
@@ -140,4 +147,4 @@ def stepping() -> Iterator[Stepper]:
         try:
             yield stepper
         finally:
-            stepper.let_all_go()
+            stepper.let_go()

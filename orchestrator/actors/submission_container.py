@@ -14,6 +14,7 @@ from uuid import UUID, uuid4
 import structlog
 
 from orchestrator.domain.errors import (
+    Fenced,
     InfrastructureError,
     OrchestratorError,
     SubmissionError,
@@ -32,6 +33,7 @@ from orchestrator.ports import (
     PolicyConnector,
     Verdict,
 )
+from orchestrator.waiting import uninterrupted
 
 log = structlog.get_logger(__name__)
 
@@ -197,11 +199,27 @@ class SubmissionContainer:
             limits=self.tools.limits,
             image=claim.job.message.image,
         )
-        handle = await self.tools.containers.create(spec)
+        # To its end, also where we are cancelled: what exists and is not recorded, nobody knows of.
+        handle = await uninterrupted(self._create_recorded(claim, spec))
         record = ContainerRecord(record.container_id, record.job_id, attempt, handle)
         self._record = record
-        await self.tools.store.set_container_handle(claim, record.container_id, handle)
         return await self._await_policy(record, say)
+
+    async def _create_recorded(self, claim: Claim, spec: ContainerSpec) -> str:
+        """The handle of the container, once that is recorded.
+
+        Raises:
+            Fenced: another incarnation holds the job; the container is gone if it does not hold that, too.
+        """
+        handle = await self.tools.containers.create(spec)
+        try:
+            await self.tools.store.set_container_handle(claim, spec.container_id, handle)
+        except Fenced:
+            if await self.tools.store.mark_unclaimed_removing(spec.container_id):
+                await self.tools.containers.remove(handle)
+                await self.tools.store.forget_container(spec.container_id)
+            raise
+        return handle
 
     async def _await_policy(self, record: ContainerRecord, say: Say | None) -> PolicyConnector:
         assert record.handle is not None
