@@ -6,6 +6,7 @@ Nothing here waits for time to pass: a held point is reached, or the deadline fa
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, copy_context
@@ -86,6 +87,7 @@ class Stepper(Recorder):
     held: list[Held] = field(default_factory=list)
     reached_by: list[tuple[str, str]] = field(default_factory=list)  # (session, point)
     _frozen: dict[str, asyncio.Event] = field(default_factory=dict)
+    _under_way: Counter[str] = field(default_factory=Counter)  # statements of each session
 
     def hold(self, pattern: str, session: str = "*") -> Held:
         """A point at which the next one to come waits; only one of that session, if it is named."""
@@ -98,10 +100,13 @@ class Stepper(Recorder):
         self._frozen[session] = asyncio.Event()
 
     async def freeze_at(self, held: Held) -> None:
-        """Freeze the session of a held point once it has reached it."""
+        """Freeze the session of a held point once it has reached it; returns when all of it stands still."""
         await held.reached()
         self.freeze(held.session)
         held.go_on()
+        async with asyncio.timeout(DEADLINE_SECONDS):
+            while self._under_way[held.session]:
+                await asyncio.sleep(0.005)
 
     def thaw(self, session: str) -> None:
         """The session goes on where it stopped."""
@@ -109,6 +114,9 @@ class Stepper(Recorder):
 
     async def reach_async(self, point: str, cut: Cut | None) -> None:
         session = _session.get()
+        is_statement = point.startswith(("postgres.", "queue."))
+        if is_statement and point.endswith(".after"):
+            self._under_way[session] -= 1
         self.points.append(point)
         self.reached_by.append((session, point))
         for held in self.held:
@@ -118,6 +126,8 @@ class Stepper(Recorder):
                 break
         while (frozen := self._frozen.get(session)) is not None:
             await frozen.wait()
+        if is_statement and point.endswith(".before"):
+            self._under_way[session] += 1
 
     def let_go(self, session: str = "*") -> None:
         """Nobody of the session waits any more, also at the end of a test that failed."""

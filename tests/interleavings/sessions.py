@@ -73,3 +73,8 @@ async def lost(task: asyncio.Task[Any]) -> None:
     with pytest.raises((asyncpg.PostgresConnectionError, asyncpg.InterfaceError)) as caught:
         await within_deadline(task)
     assert may_pass(caught.value)
+
+
+async def make_silent(pool: Pool) -> None:
+    """As if all consumers had been silent for a minute: their rows may be taken by others."""
+    await pool.execute("UPDATE pgqueuer SET heartbeat = heartbeat - interval '1 minute'")

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.adapters.postgres.pool import Database
 from orchestrator.ports import ClaimRefusal
 from tests.interleavings.control import a_consumer
-from tests.interleavings.sessions import queue_rows
+from tests.interleavings.sessions import make_silent, queue_rows
 from tests.job_fixtures import a_job, a_store
 from tests.unit.actors.control_fakes import eventually
 
@@ -18,11 +18,6 @@ if TYPE_CHECKING:
     from tests.stepping import Stepper
 
 ACKNOWLEDGED = "queue.acknowledge.*.after"
-
-
-async def make_heartbeats_old(pool: Pool) -> None:
-    """As if the consumers that have picked rows had been silent for a minute."""
-    await pool.execute("UPDATE pgqueuer SET heartbeat = heartbeat - interval '1 minute'")
 
 
 async def row_is_gone(pool: Pool) -> bool:
@@ -47,7 +42,7 @@ async def test_the_row_of_a_consumer_that_fell_silent_is_taken_by_another_and_th
     held = steps.hold(point, "silent")
     async with a_consumer(database, steps, "silent") as (_, silent, _):
         await steps.freeze_at(held)
-        await make_heartbeats_old(pool)
+        await make_silent(pool)
         async with a_consumer(database, steps, "other") as (_, other, _):
             await eventually(lambda: row_is_gone(pool))
             steps.thaw("silent")

@@ -26,6 +26,7 @@ from tests.interleavings.control import a_consumer
 from tests.interleavings.sessions import (
     is_claim,
     lapse,
+    make_silent,
     queue_rows,
     telemetry,
     waits_for_a_lock,
@@ -229,7 +230,7 @@ async def test_a_consumer_that_stood_still_finds_its_row_taken_and_its_acknowled
     held = steps.hold("queue.acknowledge.*.before", "zombie")
     async with a_consumer(database, steps, "zombie") as (_, zombie, _):
         await steps.freeze_at(held)
-        await pool.execute("UPDATE pgqueuer SET heartbeat = heartbeat - interval '1 minute'")
+        await make_silent(pool)
         async with a_consumer(database, steps, "heir") as (_, heir, _):
             await eventually(lambda: acknowledged(pool, 1))
         before = await everything(pool)
