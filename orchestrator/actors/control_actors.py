@@ -22,6 +22,7 @@ from orchestrator.actors.job_supervision import JobSupervision
 from orchestrator.actors.queue_consumer import QueueConsumer
 from orchestrator.actors.ray_calls import kill_actor
 from orchestrator.actors.result_sink import ResultSink
+from orchestrator.actors.tenure import Tenure
 from orchestrator.domain.episodes import CommitOutcome, EpisodeRun, FinishedEpisode
 from orchestrator.domain.errors import InfrastructureError
 from orchestrator.ports import ClaimRefusal
@@ -69,6 +70,23 @@ def consumer_name(generation: int) -> str:
 
 def supervisor_name(job_id: int) -> str:
     return f"{SUPERVISOR_PREFIX}{job_id}"
+
+
+async def end_this_actor(name: str) -> None:
+    """End the actor that this process is, for good; where Ray does not, the process."""
+    for _ in range(KILL_TRIES):
+        try:
+            me = ray.get_runtime_context().current_actor
+            await asyncio.wait_for(
+                asyncio.to_thread(kill_actor, me, no_restart=True), timeout=LAST_WORDS_SECONDS
+            )
+        except Exception:
+            log.exception("actor_not_ended", actor=name)
+        await asyncio.sleep(LAST_WORDS_SECONDS)  # the kill ends us here
+    # Ray may start another process, with new connections to the cluster. It finds its place or its job in
+    # other hands, and ends itself; or it finds that free, and goes on with it.
+    log.error("actor_exits", actor=name)
+    os._exit(1)
 
 
 class ServiceLoop:
@@ -131,10 +149,13 @@ class ResultSinkActor:
         return f"ResultSink(generation {self._recipe.generation}, {committed} episodes committed)"
 
     async def _serve(self) -> None:
+        tenure = Tenure(self._recipe.namespace, SINK_PREFIX, self._recipe.generation)
         async with self._recipe.open_sink() as sink:
             self._sink = sink
             self._loop.opened.set()
-            await sink.work()
+            is_over = await tenure.during(sink.work())
+        if is_over:
+            await end_this_actor(sink_name(self._recipe.generation))
 
     async def commit(self, finished: list[FinishedEpisode]) -> list[CommitOutcome]:
         """See `ResultSink.commit`."""
@@ -180,15 +201,18 @@ class QueueConsumerActor:
     async def _serve(self) -> None:
         if self._stopping:
             return
+        tenure = Tenure(self._recipe.namespace, CONSUMER_PREFIX, self._recipe.generation)
         async with self._recipe.open_consumer() as consumer:
             if self._stopping:
                 return
             self._consumer = consumer
             self._loop.opened.set()
             try:
-                await consumer.work()
+                is_over = await tenure.during(consumer.work())
             finally:
                 self._consumer = None
+        if is_over:
+            await end_this_actor(consumer_name(self._recipe.generation))
 
     async def serves(self, recipe: Recipe) -> bool:
         """Whether it works by this very recipe: generation, database and settings."""
@@ -254,19 +278,7 @@ class JobSupervisorActor:
         with suppress(TimeoutError):
             # Whoever created us may still be about to ask what the claim gave.
             await asyncio.wait_for(self._told.wait(), LAST_WORDS_SECONDS)
-        for _ in range(KILL_TRIES):
-            try:
-                me = ray.get_runtime_context().current_actor
-                await asyncio.wait_for(
-                    asyncio.to_thread(kill_actor, me, no_restart=True), timeout=LAST_WORDS_SECONDS
-                )
-            except Exception:
-                log.exception("supervisor_not_ended", job_id=self._job_id)
-            await asyncio.sleep(LAST_WORDS_SECONDS)  # the kill ends us here
-        # Ray starts another process, with new connections to the cluster. It finds the job over or in other
-        # hands, and ends itself; or it finds it free, and goes on with it.
-        log.error("supervisor_exits", job_id=self._job_id)
-        os._exit(1)
+        await end_this_actor(supervisor_name(self._job_id))
 
     async def decided(self) -> str | None:
         """None when the job is held here, else the reason (a `ClaimRefusal`) why not."""

@@ -44,6 +44,10 @@ class RowHeld(UsageError):
     """No supervisor can ever be found for this row: it stays in the queue as failed, with the reason."""
 
 
+class Superseded(InfrastructureError):
+    """Another consumer has this one's place: it takes nothing more, and ends."""
+
+
 @dataclass
 class BoundedQueueManager(QueueManager):
     """pgqueuer's manager with backpressure: it dequeues nothing while `free_slots` is used up.
@@ -76,8 +80,16 @@ class BoundedQueueManager(QueueManager):
             log.error("add_job_left_picked", row=job.id, exc_info=exc)
 
 
+async def _by_nobody() -> str | None:
+    return None
+
+
 class QueueConsumer:
-    """Consumes `add_job`, and runs the reconciler beside it."""
+    """Consumes `add_job`, and runs the reconciler beside it.
+
+    `superseded` says why another consumer has this one's place now, or None. It is asked before each row and
+    each round: after a standstill nothing is begun for jobs that others look after.
+    """
 
     def __init__(
         self,
@@ -88,8 +100,10 @@ class QueueConsumer:
         *,
         max_concurrent_jobs: int,
         reconcile_interval_seconds: float,
+        superseded: Callable[[], Awaitable[str | None]] = _by_nobody,
     ) -> None:
         self._store = store
+        self._superseded = superseded
         self._supervisors = supervisors
         self._reconciler = reconciler
         self._max_concurrent_jobs = max_concurrent_jobs
@@ -146,7 +160,11 @@ class QueueConsumer:
         """Rounds for as long as the consumer works; the first at once, for what was killed with the last."""
         while True:
             try:
+                await self._require_place()
                 await self._reconciler.reconcile()
+            except Superseded as error:
+                log.warning("consumer_is_superseded", why=str(error))
+                self.stop()
             except Exception:
                 # The next round may succeed, and without rounds nothing is ever repaired.
                 log.exception("reconciler_round_failed")
@@ -171,6 +189,7 @@ class QueueConsumer:
 
         Raises:
             RowHeld: the row itself is at fault.
+            Superseded: it is not ours to take; nothing is written of it.
             RetryRequested: we are, or there is no capacity; it is taken again after the delay.
         """
         try:
@@ -178,6 +197,10 @@ class QueueConsumer:
         except RowHeld as error:
             log.warning("add_job_held", row=row.id, why=str(error))
             failure: Exception = RowHeld(_clean(error))
+        except Superseded as error:
+            log.warning("consumer_is_superseded", why=str(error))
+            self.stop()
+            failure = Superseded(_clean(error))  # the row stays picked, for the other one to take
         except Exception as error:
             delay = min(REFUSED_AGAIN_AFTER * 2 ** min(row.attempts, 10), LONGEST_BACKOFF)
             log.warning(
@@ -196,6 +219,7 @@ class QueueConsumer:
 
     async def _bring_to_supervisor(self, row: models.Job) -> ClaimRefusal | None:
         """What the claim of the row's job gave; None if a supervisor holds it now."""
+        await self._require_place()
         job_id = await self._enter(row.payload or b"")
         if job_id is None:
             return ClaimRefusal.FINAL
@@ -203,6 +227,15 @@ class QueueConsumer:
         await self._refresh_capacity()
         log.info("add_job_taken", job_id=job_id, claim=refusal.value if refusal else "held")
         return refusal
+
+    async def _require_place(self) -> None:
+        """
+        Raises:
+            Superseded: another consumer looks after the queue now.
+        """
+        why = await self._superseded()
+        if why is not None:
+            raise Superseded(why)
 
     async def _enter(self, payload: bytes) -> int | None:
         """The job of the payload, which is in `jobs` from now on; None if it is invalid, and FAILED.

@@ -58,6 +58,18 @@ def get_actor(name: str, namespace: str) -> Any:
         return ray.get_actor(name, namespace)
 
 
+def actor_id_of(name: str, namespace: str) -> str | None:
+    """Which actor has the name, or None. Blocking."""
+    actor = find_actor(name, namespace)
+    return None if actor is None else str(actor._actor_id.hex())
+
+
+def own_actor_id() -> str | None:
+    """Which actor this process is, or None where it is none. Asks nobody."""
+    own: str | None = ray.get_runtime_context().get_actor_id()
+    return own
+
+
 def actor_names(namespace: str, prefix: str) -> list[str]:
     """The names of the actors that are called `prefix` and a number. Blocking."""
     with failpoints.around("ray.actor_names"):

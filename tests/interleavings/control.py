@@ -36,9 +36,19 @@ class NewSupervisors(FakeSupervisors):
         await self.ensure(job_id)
 
 
+@dataclass
+class Place:
+    """What Ray would tell of a consumer's place."""
+
+    lost: str | None = None
+
+    async def is_over(self) -> str | None:
+        return self.lost
+
+
 @asynccontextmanager
 async def a_consumer(
-    database: Database, steps: Stepper, session: str
+    database: Database, steps: Stepper, session: str, place: Place | None = None
 ) -> AsyncIterator[tuple[QueueConsumer, NewSupervisors, asyncio.Task[None]]]:
     """A consumer at work in a session of its own, on its own connections."""
     async with open_pool(database, application_name=session, max_size=6) as pool:
@@ -51,6 +61,7 @@ async def a_consumer(
             a_reconciler(pool, store, supervisors=supervisors),
             max_concurrent_jobs=2,
             reconcile_interval_seconds=600.0,
+            superseded=(place or Place()).is_over,
         )
         work = in_session(session, consumer.work())
         try:

@@ -22,7 +22,7 @@ from orchestrator.domain.messages import EvalJobMessage
 from orchestrator.settings import Settings
 from orchestrator.stores import submission_containers
 from tests.in_process_plane import InProcessRecipe
-from tests.interleavings.control import a_consumer
+from tests.interleavings.control import Place, a_consumer
 from tests.interleavings.sessions import (
     is_claim,
     lapse,
@@ -242,6 +242,42 @@ async def test_a_consumer_that_stood_still_finds_its_row_taken_and_its_acknowled
         assert await everything(pool) == before
         late.go_on()
     assert (len(zombie.claims), len(heir.claims)) == (1, 0)
+
+
+async def test_a_consumer_that_lost_its_place_while_it_stood_still_touches_no_row_and_stops(
+    database: Database, pool: Pool, steps: Stepper
+) -> None:
+    store, place = a_store(pool), Place()
+    await store.insert(a_job(1), enqueue=True)
+    held = steps.hold("queue.dequeue.*.after", "zombie")
+    async with a_consumer(database, steps, "zombie", place) as (_, zombie, zombies_work):
+        await steps.freeze_at(held)
+        await make_silent(pool)
+        place.lost = "generation 2 is there"
+        async with a_consumer(database, steps, "heir") as (_, heir, _):
+            await eventually(lambda: acknowledged(pool, 1))
+            before = await everything(pool)
+            steps.thaw("zombie")
+            await within_deadline(zombies_work)
+            assert await everything(pool) == before
+
+            await store.insert(a_job(2), enqueue=True)
+            await eventually(lambda: acknowledged(pool, 2))
+
+    assert zombie.answers == []
+    assert heir.answers == [None, None]
+
+
+async def test_a_consumer_that_lost_its_place_begins_no_round_of_its_reconciler(
+    database: Database, pool: Pool, steps: Stepper
+) -> None:
+    await claimed(a_store(pool))
+    await lapse(pool)
+
+    async with a_consumer(database, steps, "zombie", Place("generation 2 is there")) as (_, zombie, work):
+        await within_deadline(work)
+
+    assert zombie.revived == []
 
 
 async def acknowledged(pool: Pool, rows: int) -> bool:
