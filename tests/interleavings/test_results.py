@@ -8,6 +8,7 @@ from uuid import uuid4
 import pytest
 
 from orchestrator.adapters.postgres.ledger import PostgresLedger
+from orchestrator.domain.episodes import CommitOutcome
 from orchestrator.domain.errors import Fenced
 from orchestrator.domain.lifecycle import JobStatus
 from tests.interleavings.sessions import (
@@ -227,3 +228,44 @@ async def test_a_job_that_is_cancelled_while_it_is_claimed_ends_cancelled_once(
     assert await within_deadline(cancel) is JobStatus.STARTING
     assert await within_deadline(run) is JobStatus.CANCELLED
     await assert_one_end(pool, JobStatus.CANCELLED)
+
+
+@pytest.mark.parametrize("point", ["lock_shared.after", "update_episodes.after", "commit.before"])
+@pytest.mark.parametrize("dies", [False, True], ids=["goes on", "dies"])
+async def test_a_result_waits_for_a_commit_under_way_and_counts_it(
+    pool: Pool, steps: Stepper, point: str, dies: bool
+) -> None:
+    store, ledger = a_store(pool), PostgresLedger(pool)
+    claim = await claimed(store)
+    runs = await planned_runs(pool, claim)
+    held = steps.hold(f"postgres.ledger.commit.{point}", "sink")
+    commit = in_session("sink", ledger.commit([finished(runs[0])]))
+    await held.reached()
+
+    finish = in_session("supervisor", store.finish(claim, JobStatus.TIMEOUT, a_result("TIMEOUT")))
+    await waits_for_a_lock(pool, finish)
+    held.cut() if dies else held.go_on()
+
+    result = await within_deadline(finish)
+    await (lost(commit) if dies else within_deadline(commit))
+    assert result.total_episodes == (0 if dies else 1)
+    assert await ledger.commit([finished(runs[1])]) == [CommitOutcome.STALE]
+
+
+@pytest.mark.parametrize("point", ["lock_exclusive.after", "update_jobs.after", "commit.before"])
+async def test_a_result_that_waited_for_a_claim_is_refused(pool: Pool, steps: Stepper, point: str) -> None:
+    store = a_store(pool)
+    claim = await played(store, pool)
+    await lapse(pool)
+    held = steps.hold(f"postgres.job_store.claim.{point}", "next")
+    claiming = in_session("next", store.claim(1, uuid4()))
+    await held.reached()
+
+    finish = in_session("supervisor", store.finish(claim, JobStatus.COMPLETED, a_result()))
+    await waits_for_a_lock(pool, finish)
+    held.go_on()
+
+    assert is_claim(await within_deadline(claiming))
+    with pytest.raises(Fenced):
+        await within_deadline(finish)
+    assert await queue_rows(pool, "eval_result") == 0

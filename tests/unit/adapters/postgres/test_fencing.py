@@ -1,4 +1,4 @@
-"""Interleavings that decide correctness, stepped by hand with two or three sessions on a real Postgres."""
+"""What the fence lets through and what it refuses; tests/interleavings steps it against itself."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from uuid import uuid4
 
 import pytest
 
-from orchestrator.adapters.postgres.fence import LOCK_EXCLUSIVE, LOCK_SHARED
 from orchestrator.adapters.postgres.ledger import PostgresLedger
 from orchestrator.domain.episodes import CommitOutcome
 from orchestrator.domain.errors import Fenced, IllegalTransition, InfrastructureError
@@ -104,55 +103,6 @@ async def test_a_lapsed_lease_may_be_claimed_by_anybody_and_raises_the_epoch(poo
     assert second.epoch == first.epoch + 1
 
 
-# ------------------------------------------------------------------------ claim against sink's commit
-
-
-async def test_a_commit_under_way_makes_a_claim_wait_and_counts(pool: Pool) -> None:
-    store, ledger = a_store(pool), PostgresLedger(pool)
-    runs = await planned_runs(pool, await claimed(store))
-    await lapse(pool)
-    async with pool.acquire() as sink, sink.transaction():
-        await sink.execute(LOCK_SHARED, 1)  # the sink stands between its lock and its commit
-        claim = started(store.claim(1, uuid4()))
-        await waits_for_a_lock(pool)
-        assert not claim.done()
-
-    again = await claim
-    assert not isinstance(again, ClaimRefusal)
-    assert await ledger.commit([finished(runs[0])]) == [CommitOutcome.STALE]
-
-
-async def test_a_commit_that_waited_for_a_claim_sees_the_new_epoch_and_writes_nothing(pool: Pool) -> None:
-    store, ledger = a_store(pool), PostgresLedger(pool)
-    runs = await planned_runs(pool, await claimed(store))
-    async with pool.acquire() as claimer, claimer.transaction():
-        await claimer.execute(LOCK_EXCLUSIVE, 1)
-        commit = started(ledger.commit([finished(run) for run in runs]))
-        await waits_for_a_lock(pool)
-        await claimer.execute("UPDATE jobs SET epoch = epoch + 1")  # what a claim does, not yet visible
-
-    assert await commit == [CommitOutcome.STALE] * 3
-    assert await ledger.outcomes(1) == []
-    assert await queue_rows(pool, "episode_data") == 0
-    assert await queue_rows(pool, "episode_step_data") == 0
-
-
-async def test_steady_commits_do_not_starve_a_claim(pool: Pool) -> None:
-    store, ledger = a_store(pool), PostgresLedger(pool)
-    runs = await planned_runs(pool, await claimed(store))
-    await lapse(pool)
-    async with pool.acquire() as sink, sink.transaction():
-        await sink.execute(LOCK_SHARED, 1)
-        claim = started(store.claim(1, uuid4()))
-        await waits_for_a_lock(pool)
-        # It asks for no more than what the first sink has, and all the same it waits behind the claim.
-        commit = started(ledger.commit([finished(runs[0])]))
-        await waits_for_a_lock(pool, 2)
-
-    assert not isinstance(await claim, ClaimRefusal)
-    assert await commit == [CommitOutcome.STALE]
-
-
 # --------------------------------------------------------------------------------- runs of episodes
 
 
@@ -164,22 +114,6 @@ async def test_a_later_assignment_makes_the_earlier_one_void(pool: Pool) -> None
     assert second.run == first.run + 1
     assert await ledger.commit([finished(first)]) == [CommitOutcome.STALE]
     assert await ledger.commit([finished(second)]) == [CommitOutcome.COMMITTED]
-
-
-async def test_an_assignment_that_races_a_commit_gives_no_run_for_the_finished_episode(pool: Pool) -> None:
-    claim, ledger = await claimed(a_store(pool)), PostgresLedger(pool)
-    (run, *_) = await planned_runs(pool, claim)
-    async with pool.acquire() as sink, sink.transaction():
-        await sink.execute(LOCK_SHARED, 1)
-        await sink.execute("SELECT FROM episodes WHERE episode_id = 0 FOR UPDATE")
-        assign = started(ledger.assign(claim, [run.key]))
-        await waits_for_a_lock(pool)
-        await sink.execute(
-            """UPDATE episodes SET finished = true, episode_return = 0, steps = 1, success = false, epoch = 1,
-                   action_trace_sha256 = '' WHERE episode_id = 0"""
-        )
-
-    assert await assign == []
 
 
 async def test_a_commit_sent_twice_has_one_effect_and_is_told_so(pool: Pool) -> None:
@@ -254,35 +188,6 @@ async def test_every_write_of_a_fenced_out_supervisor_is_refused_and_changes_not
     assert await pool.fetchval("SELECT count(*) FROM results") == 0
 
 
-async def test_a_result_that_waited_for_a_claim_is_refused(pool: Pool) -> None:
-    store = a_store(pool)
-    claim = await claimed(store)
-    async with pool.acquire() as claimer, claimer.transaction():
-        await claimer.execute(LOCK_EXCLUSIVE, 1)
-        finish = started(store.finish(claim, JobStatus.FAILED, a_result("FAILED")))
-        await waits_for_a_lock(pool)
-        await claimer.execute("UPDATE jobs SET epoch = epoch + 1")
-
-    with pytest.raises(Fenced):
-        await finish
-    assert await queue_rows(pool, "eval_result") == 0
-
-
-async def test_a_result_waits_for_commits_under_way_and_counts_them(pool: Pool) -> None:
-    store = a_store(pool)
-    claim = await claimed(store)
-    runs = await planned_runs(pool, claim, episodes=1)
-    async with pool.acquire() as other, other.transaction():
-        await other.execute(LOCK_SHARED, 1)
-        finish = started(store.finish(claim, JobStatus.TIMEOUT, a_result("TIMEOUT")))
-        await waits_for_a_lock(pool)
-        assert not finish.done()
-    result = await finish
-
-    assert result.total_episodes == 0
-    assert await PostgresLedger(pool).commit([finished(runs[0])]) == [CommitOutcome.STALE]
-
-
 async def test_a_job_is_completed_only_once_every_planned_episode_has_an_outcome(pool: Pool) -> None:
     store, ledger = a_store(pool), PostgresLedger(pool)
     claim = await claimed(store)
@@ -299,20 +204,6 @@ async def test_a_job_is_completed_only_once_every_planned_episode_has_an_outcome
     # Sent again after a lost answer: the same result, and no second one.
     assert await store.finish(claim, JobStatus.COMPLETED, a_result()) == result
     assert await pool.fetchval("SELECT count(*) FROM results") == 1
-    assert await queue_rows(pool, "eval_result") == 1
-
-
-async def test_a_cancel_that_races_a_result_leaves_exactly_one_end(pool: Pool) -> None:
-    store = a_store(pool)
-    claim = await claimed(store)
-    await planned_runs(pool, claim)
-
-    await asyncio.gather(
-        store.finish(claim, JobStatus.TIMEOUT, a_result("TIMEOUT")),
-        store.request_cancel(1, "changed my mind"),
-    )
-
-    assert await pool.fetchval("SELECT status FROM jobs") == "TIMEOUT"
     assert await queue_rows(pool, "eval_result") == 1
 
 
