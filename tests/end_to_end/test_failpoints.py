@@ -22,19 +22,19 @@ RULES = {
 
 
 def test_a_job_survives_the_death_of_each_of_its_processes(
-    scratch: Path, monkeypatch: pytest.MonkeyPatch
+    scratch: Path,
 ) -> None:
     scratch.chmod(0o755)
     notes = scratch / "faults"
     notes.mkdir()
     processes = ",".join(RULES)
     rules = "; ".join(RULES.values())
-    monkeypatch.setenv(failpoints.VARIABLE, f"dir={notes}; processes={processes}; {rules}")
+    variables = {failpoints.VARIABLE: f"dir={notes}; processes={processes}; {rules}"}
     options = ("--episodes", "4", "--workers", "1", "--seed", "7", "--json")
 
-    done = orchestrator(
-        "eval", EXAMPLES / "cartpole", "-b", "gymnasium/CartPole-v1", *options, "--data-dir", scratch / "data"
-    )
+    submission = (EXAMPLES / "cartpole", "-b", "gymnasium/CartPole-v1")
+
+    done = orchestrator("eval", *submission, *options, "--data-dir", scratch / "data", **variables)
 
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(done.stdout)["results"]
