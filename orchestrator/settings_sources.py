@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from orchestrator import failpoints
+from orchestrator import fault_plan
 from orchestrator.domain.errors import UsageError
 from orchestrator.logging import escape_control_characters, mask_secrets
 
@@ -20,7 +20,7 @@ ENV_PREFIX = "ORCHESTRATOR_"
 FILE_VARIABLE = "ORCHESTRATOR_SETTINGS_FILE"
 # Of the submission host and of containers, and the file's name: ours too, but no settings.
 OTHER_VARIABLES = frozenset(
-    {"ORCHESTRATOR_SESSION_KEY", "ORCHESTRATOR_CONTAINER", failpoints.VARIABLE, FILE_VARIABLE}
+    {"ORCHESTRATOR_SESSION_KEY", "ORCHESTRATOR_CONTAINER", fault_plan.VARIABLE, FILE_VARIABLE}
 )
 MAX_SHOWN_CHARS = 80
 TOML_HINTS = {

@@ -15,7 +15,7 @@ from fnmatch import fnmatchcase
 from typing import Any, TypeVar
 
 from orchestrator import failpoints
-from orchestrator.failpoints import Cut
+from orchestrator.fault_plan import Cut
 
 T = TypeVar("T")
 

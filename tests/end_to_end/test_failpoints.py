@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import failpoints
+from orchestrator import fault_plan
 from tests.end_to_end.command_processes import orchestrator
 from tests.end_to_end.conftest import EXAMPLES
 
@@ -29,7 +29,7 @@ def test_a_job_survives_the_death_of_each_of_its_processes(
     notes.mkdir()
     processes = ",".join(RULES)
     rules = "; ".join(RULES.values())
-    variables = {failpoints.VARIABLE: f"dir={notes}; processes={processes}; {rules}"}
+    variables = {fault_plan.VARIABLE: f"dir={notes}; processes={processes}; {rules}"}
     options = ("--episodes", "4", "--workers", "1", "--seed", "7", "--json")
 
     submission = (EXAMPLES / "cartpole", "-b", "gymnasium/CartPole-v1")

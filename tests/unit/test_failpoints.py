@@ -14,10 +14,10 @@ from typing import Any
 
 import pytest
 
-from orchestrator import failpoints
+from orchestrator import failpoints, fault_plan
 from orchestrator.adapters.policies.websocket import WebSocketConnector
 from orchestrator.domain.errors import InfrastructureError, UsageError
-from orchestrator.failpoints import Action, FaultPlan, Rule, parse
+from orchestrator.fault_plan import Action, FaultPlan, Rule, parse
 from tests.stepping import Recorder
 
 REACH = (
@@ -42,7 +42,7 @@ class Store:
 def run_armed(text: str, code: str = REACH) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, "-c", code],
-        env=os.environ | {failpoints.VARIABLE: text},
+        env=os.environ | {fault_plan.VARIABLE: text},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -248,8 +248,8 @@ async def test_a_delay_of_a_coroutine_does_not_block_its_loop() -> None:
 
 
 def test_other_processes_are_armed_as_this_one_is(monkeypatch: Any) -> None:
-    monkeypatch.delenv(failpoints.VARIABLE, raising=False)
+    monkeypatch.delenv(fault_plan.VARIABLE, raising=False)
     assert failpoints.inherited() == {}
 
-    monkeypatch.setenv(failpoints.VARIABLE, "*=raise")
-    assert failpoints.inherited() == {failpoints.VARIABLE: "*=raise"}
+    monkeypatch.setenv(fault_plan.VARIABLE, "*=raise")
+    assert failpoints.inherited() == {fault_plan.VARIABLE: "*=raise"}
