@@ -39,6 +39,8 @@ OUTSIDE_OF_ASYNCIO = {
 }
 # What a submission's author runs, what runs beside a submission, and `doctor`'s look at a cluster.
 NOT_OF_THE_CONTROL_PLANE = ("authoring/", "submission/", "diagnosis/ray_probe.py")
+# What these start, nobody of the control plane waits for: they live beside it.
+PROCESSES_OF_THEIR_OWN = {"adapters/process/shim.py", "adapters/postgres/guardian.py"}
 # These hand an adapter on to a caller, for which the same rule holds.
 FACTORIES = {"kubernetes_containers", "process_containers", "submission_containers"}
 
@@ -59,7 +61,7 @@ def violations(files: Sources) -> list[str]:
     return [
         f"{path}:{found}"
         for path, text in files.items()
-        for rule in (connections, statements, ray_calls, adapters_made, outside_by_hand)
+        for rule in (connections, statements, ray_calls, adapters_made, outside_by_hand, means_of_adapters)
         for found in rule(path, ast.parse(text))
     ]
 
@@ -161,6 +163,18 @@ def outside_by_hand(path: str, tree: ast.Module) -> Iterator[str]:
                 yield f"{call.lineno}: {name} outside of the adapters"
             if name in functions and "failpoints." not in ast.unparse(function):
                 yield f"{call.lineno}: {name} without failpoints"
+
+
+def means_of_adapters(path: str, tree: ast.Module) -> Iterator[str]:
+    """Within an adapter, a call of the API server or a new process has points besides those of the port."""
+    if not path.startswith("adapters/") or path in PROCESSES_OF_THEIR_OWN:
+        return
+    for function in _functions(tree):
+        text = ast.unparse(function)
+        for call in _own_calls(function):
+            means = _dotted(call.func) == "subprocess.Popen" or _last(call.func) == "call_api"
+            if means and "failpoints." not in text and "reach_async" not in text:
+                yield f"{call.lineno}: {_dotted(call.func)} without failpoints"
 
 
 def _asynchronous_of_adapters(tree: ast.Module) -> set[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import asyncpg
 import pytest
@@ -12,6 +13,11 @@ from orchestrator import failpoints
 from orchestrator.adapters.postgres.failpoint_connection import FailpointConnection, connecting
 from orchestrator.adapters.postgres.ledger import PostgresLedger
 from orchestrator.adapters.postgres.pool import Database, open_connection, open_pool
+from orchestrator.app import _connector as policy_connector
+from orchestrator.local_containers import submission_host
+from orchestrator.ports import Endpoint
+from orchestrator.settings import Settings
+from orchestrator.stores import job_store, ledger, open_containers
 from tests.failpoint_rules import adapter_names, methods_of, outside_ports, sources, violations
 from tests.job_fixtures import a_job, a_store, claimed, finished, planned_runs
 from tests.stepping import Recorder
@@ -40,6 +46,11 @@ PLANTED = {
     "a connector without points": ("app.py", "def f():\n  return WebSocketConnector('', 0)"),
     "a process": ("actors/new.py", "def f():\n  subprocess.run(['true'])"),
     "a dial": ("app.py", "async def f():\n  await asyncio.open_connection('', 1)"),
+    "a call of the API server": (
+        "adapters/kubernetes/new.py",
+        "async def f(client):\n  await client.call_api('GET', '/')",
+    ),
+    "a process of an adapter": ("adapters/process/new.py", "def f():\n  subprocess.Popen(['true'])"),
     "a fetch without points": (
         "app.py",
         "from orchestrator.adapters.artifacts.fetch import fetch_archive\n"
@@ -235,3 +246,31 @@ async def test_an_acknowledgement_of_the_queue_is_a_point_of_its_own(database: D
 
 async def _is_empty(pool: Any) -> bool:
     return not await pool.fetchval("SELECT count(*) FROM pgqueuer WHERE entrypoint = 'add_job'")
+
+
+async def test_what_the_composition_root_hands_out_is_instrumented_while_points_are_armed(
+    tmp_path: Path,
+) -> None:
+    settings, pool, endpoint, key = (
+        Settings(data_dir=tmp_path),
+        cast(Any, None),
+        Endpoint("host", 1),
+        bytes(32),
+    )
+
+    async def made() -> list[object]:
+        async with open_containers(settings) as containers:
+            return [
+                job_store(pool, settings),
+                ledger(pool, settings),
+                submission_host(settings, endpoint, key),
+                policy_connector(endpoint, key),
+                containers,
+            ]
+
+    with failpoints.armed(Recorder()):
+        armed = await made()
+    unarmed = await made()
+
+    assert {type(each) for each in armed} == {failpoints.Instrumented}
+    assert failpoints.Instrumented not in {type(each) for each in unarmed}
