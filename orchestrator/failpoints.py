@@ -15,11 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, Protocol, TypeVar, cast
 
-import structlog
-
-from orchestrator.fault_plan import VARIABLE, Cut, parse
-
-log = structlog.get_logger(__name__)
+from orchestrator.fault_plan import VARIABLE, Cut, parse, tell
 
 T = TypeVar("T")
 
@@ -159,4 +155,4 @@ def inherited() -> dict[str, str]:
 
 if os.environ.get(VARIABLE):
     _handler = parse(os.environ[VARIABLE], lambda: _process)
-    log.warning("failpoints_armed", failpoints=os.environ[VARIABLE])
+    tell("failpoints_armed", failpoints=os.environ[VARIABLE])

@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -17,11 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import NoReturn
 
-import structlog
-
 from orchestrator.domain.errors import InfrastructureError, UsageError
-
-log = structlog.get_logger(__name__)
 
 Cut = Callable[[], None]
 
@@ -156,7 +153,7 @@ class FaultPlan:
                     and self._random.random() < rule.probability
                     and self._take(index, rule, point)
                 ):
-                    log.warning("failpoint", point=point, action=rule.action.value, process=self._process())
+                    tell("failpoint", point=point, action=rule.action.value, process=self._process())
                     return rule
         return None
 
@@ -181,6 +178,8 @@ class FaultPlan:
 
 def _noted(path: Path, note: Mapping[str, object]) -> bool:
     """Whether the file was not there yet: it is now, and whole before it has its name."""
+    if path.exists():
+        return False
     draft = path.with_name(f".{os.getpid()}-{threading.get_ident()}")
     draft.write_text(json.dumps(note))
     try:
@@ -190,6 +189,11 @@ def _noted(path: Path, note: Mapping[str, object]) -> bool:
     finally:
         draft.unlink()
     return True
+
+
+def tell(event: str, **fields: object) -> None:
+    """A line on standard error: by the log, which may not be set up yet, it could go to standard output."""
+    print(json.dumps({"event": event, "level": "warning"} | fields), file=sys.stderr, flush=True)
 
 
 def _act(rule: Rule, point: str, cut: Cut | None) -> None:

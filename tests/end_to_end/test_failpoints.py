@@ -31,7 +31,6 @@ def test_a_job_survives_the_death_of_each_of_its_processes(
     rules = "; ".join(RULES.values())
     variables = {fault_plan.VARIABLE: f"dir={notes}; processes={processes}; {rules}"}
     options = ("--episodes", "4", "--workers", "1", "--seed", "7", "--json")
-
     submission = (EXAMPLES / "cartpole", "-b", "gymnasium/CartPole-v1")
 
     done = orchestrator("eval", *submission, *options, "--data-dir", scratch / "data", **variables)
@@ -39,6 +38,6 @@ def test_a_job_survives_the_death_of_each_of_its_processes(
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(done.stdout)["results"]
     assert (result["status"], result["total_episodes"], result["score"]) == ("COMPLETED", 4, 1.0)
-    faults = [json.loads(path.read_text()) for path in notes.iterdir()]
+    faults = [json.loads(path.read_text()) for path in notes.glob("*.json")]
     died = sorted(fault["process"].rstrip("0123456789") for fault in faults)
     assert died == ["job-", "queue-consumer-g", "result-sink-g", "rollout-worker-"]

@@ -217,6 +217,19 @@ def test_a_frozen_process_goes_on_where_it_stopped_once_it_is_thawed() -> None:
     assert process.returncode == 0, output
 
 
+def test_a_point_that_fires_is_told_on_standard_error_alone() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", REACH],
+        env=os.environ | {fault_plan.VARIABLE: "a.b.after=delay:0.001"},
+        capture_output=True,
+        check=True,
+    )
+
+    armed, fired = map(json.loads, done.stderr.splitlines())
+    assert (armed["event"], fired["event"], fired["point"]) == ("failpoints_armed", "failpoint", "a.b.after")
+    assert done.stdout == b""
+
+
 def test_a_malformed_variable_ends_a_process_with_the_reason() -> None:
     process = run_armed("a=explode")
     output, _ = process.communicate()
