@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -32,6 +35,22 @@ def make_session_directory() -> Path:
     directory = Path(tempfile.mkdtemp(prefix=PREFIX, dir=PARENT))
     (directory / OWNER_FILE).write_text(json.dumps(Owner.this_process().as_json()))
     return directory
+
+
+def keep_standard_output() -> None:
+    """Let Ray tell of dead workers on standard error: a command's standard output is for its results.
+
+    Ray prints such messages whatever `log_to_driver` says, and has no other setting for that.
+    """
+    from ray._private import worker
+
+    original = worker.print_worker_logs
+    if not isinstance(original, partial):
+        worker.print_worker_logs = partial(_print_on_standard_error, original)
+
+
+def _print_on_standard_error(original: Any, data: Any, _: Any, ignore_prefix: bool = False) -> None:
+    original(data, sys.stderr, ignore_prefix)
 
 
 def socket_path_bytes(parent: Path) -> int:

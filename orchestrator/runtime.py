@@ -26,7 +26,7 @@ from orchestrator.cluster_containers import open_preflight_parts
 from orchestrator.domain.errors import InfrastructureError
 from orchestrator.logging import get_logger
 from orchestrator.preflight import require_safe
-from orchestrator.ray_session import make_session_directory, remove_session
+from orchestrator.ray_session import keep_standard_output, make_session_directory, remove_session
 from orchestrator.ray_signals import settled
 from orchestrator.settings import Settings
 from orchestrator.waiting import DaemonThread, uninterrupted
@@ -148,6 +148,7 @@ def _init_twice(init: Callable[[Any], Any], clear: Callable[[], None], given_up:
     """
     import ray
 
+    keep_standard_output()
     for attempt in (1, 2):
         try:
             init(ray)
