@@ -44,6 +44,7 @@ hypothesis.settings.load_profile("orchestrator")
 TEMPLATE_DATABASE = "template_orchestrator"
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Where tests run in two processes: all with a Ray cluster in one of them, the others file by file.
 
