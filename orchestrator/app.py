@@ -20,7 +20,9 @@ import ray
 
 from orchestrator.actors.control_plane import RaySupervisors, sink_name
 from orchestrator.actors.job_supervision import Cluster, JobSupervision, SupervisionParts
+from orchestrator.actors.measurements import InstallationFigures
 from orchestrator.actors.queue_consumer import QueueConsumer
+from orchestrator.actors.ray_meter import RayMeter
 from orchestrator.actors.reconciler import Reconciler
 from orchestrator.actors.result_sink import ResultSink
 from orchestrator.actors.rollout_cluster import ClusterPlan, RolloutCluster
@@ -42,6 +44,7 @@ from orchestrator.adapters.postgres.clients import (
     SINK_CONNECTIONS,
     SUPERVISOR_CONNECTIONS,
 )
+from orchestrator.adapters.postgres.figures import Figures
 from orchestrator.adapters.postgres.installation import Installation
 from orchestrator.adapters.postgres.patience import patient
 from orchestrator.adapters.postgres.pool import Database, open_pool
@@ -116,6 +119,7 @@ class ControlPlaneRecipe:
                 max_bytes=self.settings.sink_queue_bytes,
                 batch_episodes=self.settings.sink_batch_episodes,
                 database_patience_seconds=self.settings.lease_seconds / 2,
+                meter=RayMeter(),
             )
 
     @asynccontextmanager
@@ -125,7 +129,8 @@ class ControlPlaneRecipe:
             self._open_containers() as containers,
         ):
             store = job_store(pool, self.settings)
-            supervisors = RaySupervisors(self)
+            meter = RayMeter()
+            supervisors = RaySupervisors(self, store.benchmark)
             reconciler = Reconciler(
                 store=store,
                 queries=ReconciliationQueries(pool),
@@ -138,6 +143,8 @@ class ControlPlaneRecipe:
                 unheld_result=store.failed_result,
                 lists_every_container=self.settings.containers == "kubernetes",
                 client_is_dead=is_known_dead,
+                figures=InstallationFigures(Figures(pool), meter),
+                meter=meter,
             )
             yield QueueConsumer(
                 pool,

@@ -28,6 +28,7 @@ class RayHead:
     address: str
     dashboard: str
     http_port: int
+    metrics_port: int
     variables: dict[str, str]
 
     def serve(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
@@ -57,9 +58,11 @@ def ray_head(cpus: int = 4, resources: str = "{}", **variables: str) -> Iterator
     directory = Path(tempfile.mkdtemp(prefix="orc-head-", dir="/tmp"))
     try:
         for attempt in range(1, START_TRIES + 1):
-            gcs, dashboard, http, *others = free_ports(5)
+            gcs, dashboard, http, metrics, *others = free_ports(6)
             fixed = {"RAY_AUTH_MODE": "disabled", "RAY_USAGE_STATS_ENABLED": "0"}
-            head = RayHead(f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", http, fixed | variables)
+            head = RayHead(
+                f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}", http, metrics, fixed | variables
+            )
             started = _start(head, directory / str(attempt), others, cpus, resources)
             if started.returncode == 0:
                 break
@@ -80,6 +83,7 @@ def _start(
         "--node-ip-address": "127.0.0.1",
         "--port": head.address.rpartition(":")[2],
         "--dashboard-port": head.dashboard.rpartition(":")[2],
+        "--metrics-export-port": str(head.metrics_port),
         "--dashboard-agent-listen-port": str(others[0]),
         "--ray-client-server-port": str(others[1]),
         "--temp-dir": str(directory),

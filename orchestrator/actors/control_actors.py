@@ -227,12 +227,13 @@ class JobSupervisorActor:
     """
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
-        self, recipe: Recipe, job_id: int, holder: UUID
+        self, recipe: Recipe, job_id: int, holder: UUID, benchmark: str = ""
     ) -> None:
         recipe.set_up_process(actor=supervisor_name(job_id), job_id=job_id)
         self._recipe = recipe
         self._job_id = job_id
         self._holder = holder
+        self._benchmark = benchmark
         self._supervision: JobSupervision | None = None
         self._told = asyncio.Event()
         self._decided: asyncio.Future[ClaimRefusal | None] = asyncio.get_running_loop().create_future()
@@ -240,7 +241,7 @@ class JobSupervisorActor:
 
     def __repr__(self) -> str:
         progress = self._supervision.progress if self._supervision else "connects"
-        return f"JobSupervisor(job {self._job_id}: {progress})"
+        return f"JobSupervisor(job {self._job_id}, {self._benchmark}: {progress})"
 
     async def _supervise(self) -> None:
         try:

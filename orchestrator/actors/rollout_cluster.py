@@ -29,6 +29,7 @@ from orchestrator.actors.rollout_worker import RolloutWorker, WorkerSetup
 from orchestrator.actors.rollouts import WorkerLost
 from orchestrator.domain.episodes import CommitOutcome, EpisodeRun, FinishedEpisode
 from orchestrator.domain.errors import InfrastructureError
+from orchestrator.domain.job_documents import printable
 from orchestrator.domain.messages import EvalJobMessage
 from orchestrator.ports import BenchmarkDescription, PolicyConnector
 
@@ -130,11 +131,12 @@ class RolloutCluster:
         return any(amount > total.get(name, 0.0) + 1e-6 for name, amount in asked.items())
 
     def _create(self, index: int) -> Any:
+        job = self._plan.job
         return RolloutWorker.options(
             num_cpus=self._plan.cpus_per_worker,
             scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, index),
             max_concurrency=8,
-        ).remote(self._plan.job.job_id, index)
+        ).remote(job.job_id, index, printable(f"{job.env_provider}/{job.benchmark_name}")[:100])
 
     async def describe(self) -> BenchmarkDescription:
         """The job's benchmark as the first worker knows it.

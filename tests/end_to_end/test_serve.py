@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import signal
+from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -51,6 +53,7 @@ class Served:
         self.head = head
         self.scratch = scratch
         self.url = f"http://127.0.0.1:{head.http_port}"
+        self.shown: dict[str, str] = {}
 
     def deploy(self, **user_config: Any) -> None:
         """`serve deploy` of the file as it is shipped, on a port of the test and with these settings."""
@@ -91,7 +94,27 @@ class Served:
         async with httpx.AsyncClient(timeout=30) as http:
             answer = await http.get(f"{self.head.dashboard}/api/v0/actors?detail=true&limit=1000")
         actors = answer.json()["data"]["result"]["result"]
+        self.shown = {actor["class_name"]: actor["repr_name"] for actor in actors}
         return {actor["class_name"]: actor["required_resources"] for actor in actors}
+
+    async def metrics(self) -> dict[str, dict[str, float]]:
+        """Our metrics as the node exports them: by name, and by their own labels."""
+        found: dict[str, dict[str, float]] = defaultdict(dict)
+        async with httpx.AsyncClient(timeout=30) as http:
+            answer = await http.get(f"http://127.0.0.1:{self.head.metrics_port}/metrics")
+        for line in answer.text.splitlines():
+            if line.startswith("ray_orchestrator_"):
+                name, labels, value = re.fullmatch(r"(\w+)\{(.*)\} (\S+)", line).groups()  # type: ignore[union-attr]
+                ours = re.findall(r'(?:status|queue|outcome|fault|action)="([^"]*)"', labels)
+                found[name]["/".join(ours)] = float(value)
+        return found
+
+    async def until_exported(self, name: str, label: str, value: float) -> dict[str, dict[str, float]]:
+        """All of our metrics, once this one stands at the value: Ray passes them on every ten seconds."""
+        async with asyncio.timeout(PATIENCE_SECONDS):
+            while (found := await self.metrics())[name].get(label) != value:
+                await asyncio.sleep(0.5)
+        return found
 
     async def submit(self, job: dict[str, Any], token: str, key: str) -> httpx.Response:
         headers = {"Authorization": f"Bearer {token}", "Idempotency-Key": key}
@@ -177,6 +200,18 @@ async def test_jobs_by_http_by_command_line_and_by_queue_outlive_the_replica_and
         assert queued == 3
         assert await generation(connection) == 1
 
+    exported = await served.until_exported("ray_orchestrator_jobs_ended_total", "COMPLETED", 3.0)
+    assert (
+        exported["ray_orchestrator_episodes_total"]["success"]
+        + exported["ray_orchestrator_episodes_total"].get("failure", 0)
+        == 9
+    )
+    assert exported["ray_orchestrator_steps_total"][""] > 9
+    assert exported["ray_orchestrator_queue_rows"]["eval_result"] == 3
+    assert exported["ray_orchestrator_policy_latency_seconds_count"][""] == 9
+    assert exported["ray_orchestrator_claim_to_first_step_seconds_count"][""] == 3
+    assert exported["ray_orchestrator_jobs"] == {"QUEUED": 0, "STARTING": 0, "RUNNING": 0}
+
     asked = await served.resources_of_actors()
     control = (
         "QueueConsumerActor",
@@ -185,8 +220,12 @@ async def test_jobs_by_http_by_command_line_and_by_queue_outlive_the_replica_and
         "ServeReplica:orchestrator:ControlPlane",
     )
     assert {name: asked[name] for name in control} == {key: {CONTROL: 0.001} for key in control}
-    assert CONTROL not in asked["RolloutWorkerActor"]
-    assert asked["RolloutWorkerActor"]
+    assert CONTROL not in asked["RolloutWorkerProcess"]
+    assert asked["RolloutWorkerProcess"]
+    assert re.match(r"JobSupervisor\(job \d+, gymnasium/CartPole-v1: ", served.shown["JobSupervisorActor"])
+    assert re.match(
+        r"RolloutWorker\(job \d+, gymnasium/CartPole-v1, worker 0", served.shown["RolloutWorkerProcess"]
+    )
 
 
 async def test_a_changed_setting_is_applied_and_a_shutdown_leaves_nothing(
