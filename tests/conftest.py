@@ -11,11 +11,12 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from orchestrator.ray_environment import prepare_ray_environment
 
@@ -33,7 +34,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-ON_RAY = Path(__file__).parent / "end_to_end"
+ON_RAY = "tests/end_to_end/"
 
 # A deadline for each example fails on a machine that is busy with something else for a moment.
 hypothesis.settings.register_profile(
@@ -44,15 +45,19 @@ hypothesis.settings.load_profile("orchestrator")
 TEMPLATE_DATABASE = "template_orchestrator"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where tests run in two processes: all with a Ray cluster in one of them, the others file by file.
+class OneClusterScheduling(LoadScopeScheduling):
+    """Two processes: all tests with a Ray cluster in one of them, the others file by file.
 
-    One cluster is enough for this machine, and each file's fixtures are made once.
+    One cluster is enough for two cores, and each file's fixtures are made once.
     """
-    for item in items:
-        group = "ray" if item.path.is_relative_to(ON_RAY) else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = nodeid.partition("::")[0]
+        return ON_RAY if file.startswith(ON_RAY) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneClusterScheduling:
+    return OneClusterScheduling(config, log)
 
 
 def run_in_own_loop(operation: Callable[[], Awaitable[T]]) -> T:
