@@ -36,6 +36,10 @@ class RayHead:
         command = [sys.executable, "-m", "ray.serve.scripts", *map(str, arguments), "-a", self.dashboard]
         return self._run(command)
 
+    def ray(self, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        """Ray's command line."""
+        return self._run([sys.executable, "-m", "ray.scripts.scripts", *map(str, arguments)])
+
     def orchestrator(self, *arguments: str | Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Our command line, with this cluster as RAY_ADDRESS."""
         return self._run([sys.executable, "-m", "orchestrator.cli", *map(str, arguments)], stdin)

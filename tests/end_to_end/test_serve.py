@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import sys
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -264,6 +265,41 @@ async def test_settings_that_cannot_be_fail_the_deployment_with_the_reason(
 
     assert "database_url is a secret, and Serve shows user_config to everybody" in secret
     assert "max_concurrent_jobs=0: expected a whole number from 1" in json.dumps(served.status())
+
+
+def evaluation(episodes: int) -> list[str]:
+    """The command of an ad-hoc evaluation, as it is given to `ray job submit`."""
+    command = [sys.executable, "-m", "orchestrator.cli", "eval", str(EXAMPLES / "cartpole")]
+    return [*command, "--benchmark", "gymnasium/CartPole-v1", "--episodes", str(episodes)]
+
+
+def test_an_ad_hoc_evaluation_is_a_ray_job_with_its_log_and_its_exit_code(head: RayHead) -> None:
+    submit = ("job", "submit", "--address", head.dashboard, "--")
+
+    done = head.ray(*submit, *evaluation(2))
+    refused = head.ray(*submit, *evaluation(2), "--set", "max_concurrent_jobs=0")
+
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"CartPole-v1\s+2\s", done.stdout)
+    assert refused.returncode != 0
+    assert "max_concurrent_jobs='0': expected a whole number" in refused.stdout + refused.stderr
+
+
+def test_stopping_the_ray_job_cancels_its_evaluation(head: RayHead) -> None:
+    submit = ("job", "submit", "--address", head.dashboard, "--no-wait", "--submission-id", "adhoc", "--")
+    assert head.ray(*submit, *evaluation(100_000)).returncode == 0
+    wait_until(lambda: job_statuses(head) == ["RUNNING"], "a running job", PATIENCE_SECONDS)
+
+    stopped = head.ray("job", "stop", "--address", head.dashboard, "adhoc")
+
+    assert stopped.returncode == 0, stopped.stdout + stopped.stderr
+    wait_until(lambda: job_statuses(head) == ["CANCELLED"], "its cancellation", PATIENCE_SECONDS)
+
+
+def job_statuses(head: RayHead) -> list[str]:
+    """As the command line lists them; nothing while there is no database yet."""
+    listed = head.orchestrator("jobs", "--json")
+    return [job["status"] for job in json.loads(listed.stdout or "[]")]
 
 
 async def test_a_cluster_without_nodes_of_the_control_plane_is_refused_in_place_of_waiting(
