@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from orchestrator.adapters.kubernetes.preflight_admission import WEAKENINGS, weakened
-from tests.kubernetes_double.admission import restricted_violations
 from tests.kuberay.admission_policy import refusals
 from tests.kuberay.kustomize import Json, build
+from tests.kubernetes_double.admission import restricted_violations
 
 ROOT = Path(__file__).resolve().parents[2]
 OBJECTS = build(ROOT / "kuberay" / "base")
@@ -164,7 +164,11 @@ def _as_root_of_a_user_namespace(pod: Json) -> None:
         part["securityContext"] |= {"runAsUser": 0, "runAsNonRoot": False}
 
 
-SIDECAR = {"name": "more", "image": "more", "securityContext": GOLDEN["spec"]["containers"][0]["securityContext"]}
+SIDECAR = {
+    "name": "more",
+    "image": "more",
+    "securityContext": GOLDEN["spec"]["containers"][0]["securityContext"],
+}
 PROBE = {"tcpSocket": {"port": 80}}
 ADDITIONS: dict[str, Callable[[Json], None]] = {
     "a second container": lambda pod: pod["spec"]["containers"].append(
@@ -183,7 +187,9 @@ ADDITIONS: dict[str, Callable[[Json], None]] = {
     "an image as a volume": _volume(image={"reference": "more"}),
     "a volume without a limit": _volume(emptyDir={}),
     "a Secret as a variable": _variable(secretKeyRef={"name": "more", "key": "more"}),
-    "another one's session key": _variable(configMapKeyRef={"name": "submission-other", "key": "session-key"}),
+    "another one's session key": _variable(
+        configMapKeyRef={"name": "submission-other", "key": "session-key"}
+    ),
     "a field as a variable": _variable(fieldRef={"fieldPath": "status.hostIP"}),
     "a file as a variable": _variable(fileKeyRef={"volumeName": "work", "path": "p", "key": "k"}),
     "variables of a Secret": _container(envFrom=[{"secretRef": {"name": "more"}}]),
