@@ -1,4 +1,4 @@
-"""The ValidatingAdmissionPolicies of built manifests, evaluated as an API server does, by an implementation of CEL."""
+"""The ValidatingAdmissionPolicy of built manifests, evaluated as an API server does it, in CEL."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `kubectl kustomize` makes of a directory, for the features that kuberay/ uses; anything else is refused."""
+"""What `kubectl kustomize` makes of a directory, for the features that kuberay/ uses and no others."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ def stranger(namespace: str, **labels: str) -> Pod:
 
 
 def connects(objects: list[Json], source: Pod | str, target: Pod | str, port: int) -> bool:
-    """Whether NetworkPolicies let a connection through; an address stands for what is outside of the cluster."""
+    """Whether NetworkPolicies let a connection through; an address stands for what is outside."""
     policies = [each for each in objects if each["kind"] == "NetworkPolicy"]
     return (isinstance(source, str) or _allows(policies, source, "egress", target, port)) and (
         isinstance(target, str) or _allows(policies, target, "ingress", source, port)

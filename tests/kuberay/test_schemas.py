@@ -1,4 +1,4 @@
-"""Manifests, and what the adapter builds, are valid for Kubernetes 1.36 and for KubeRay 1.7 with its operator."""
+"""Manifests, and what the adapter builds, are valid for Kubernetes 1.36 and for KubeRay 1.7."""
 
 from __future__ import annotations
 
