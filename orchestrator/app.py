@@ -89,7 +89,6 @@ class ControlPlaneRecipe:
     settings: Settings
     database: Database
     installation: Installation
-    cluster_grows: bool = False
     actor_log_level: str = field(default="INFO")
 
     @property
@@ -99,6 +98,10 @@ class ControlPlaneRecipe:
     @property
     def generation(self) -> int:
         return self.installation.generation
+
+    @property
+    def control_resource(self) -> str | None:
+        return self.settings.control_resource
 
     def set_up_process(self, **fields: object) -> None:
         end_with_parent()
@@ -193,7 +196,7 @@ class ControlPlaneRecipe:
             workers=job.resources.workers or settings.workers_per_job,
             cpus_per_worker=job.resources.cpus_per_worker or settings.cpus_per_worker,
             node_resource=self._node_resource(),
-            cluster_grows=self.cluster_grows,
+            cluster_grows=self.settings.cluster_autoscales,
         )
         setup = WorkerSetup(
             job=job,
@@ -249,6 +252,8 @@ class ControlPlaneRecipe:
             self.settings.archive_fetch_timeout_seconds,
             self.settings.archive_allowed_schemes + (("file",) if claim.job.local else ()),
             hosts=self.settings.archive_allowed_hosts or None,  # empty: any public host
+            private_hosts=self.settings.archive_private_hosts,
+            ca_file=None if self.settings.archive_ca_file is None else str(self.settings.archive_ca_file),
         )
 
     def _external_policy(self, claim: Claim) -> PolicySource:

@@ -20,6 +20,7 @@ import pytest
 from orchestrator.ray_environment import prepare_ray_environment
 
 prepare_ray_environment()  # before anything imports ray
+os.environ.pop("COLUMNS", None)  # a test's own processes set it, as wide as they think a terminal is
 
 from orchestrator.adapters.postgres.embedded import embedded_postgres  # noqa: E402
 from orchestrator.adapters.postgres.migrate import migrate  # noqa: E402
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+ON_RAY = Path(__file__).parent / "end_to_end"
+
 # A deadline for each example fails on a machine that is busy with something else for a moment.
 hypothesis.settings.register_profile(
     "orchestrator", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -39,6 +42,16 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("orchestrator")
 
 TEMPLATE_DATABASE = "template_orchestrator"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where tests run in two processes: all with a Ray cluster in one of them, the others file by file.
+
+    One cluster is enough for this machine, and each file's fixtures are made once.
+    """
+    for item in items:
+        group = "ray" if item.path.is_relative_to(ON_RAY) else str(item.path)
+        item.add_marker(pytest.mark.xdist_group(group))
 
 
 def run_in_own_loop(operation: Callable[[], Awaitable[T]]) -> T:

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 import ray
@@ -30,6 +30,7 @@ log = structlog.get_logger(__name__)
 SINK_PREFIX = "result-sink-g"
 CONSUMER_PREFIX = "queue-consumer-g"
 SUPERVISOR_PREFIX = "job-"
+CONTROL_SHARE = 0.001
 
 FIRST_BACKOFF_SECONDS = 0.2
 LAST_BACKOFF_SECONDS = 5.0
@@ -46,6 +47,11 @@ class Recipe(Protocol):
 
     @property
     def generation(self) -> int: ...
+
+    @property
+    def control_resource(self) -> str | None:
+        """The custom resource of the nodes that the actors of the control plane run on; None: of any."""
+        ...
 
     def set_up_process(self, **fields: object) -> None:
         """Logging, and the end with the node, once in each process."""
@@ -68,6 +74,15 @@ def consumer_name(generation: int) -> str:
 
 def supervisor_name(job_id: int) -> str:
     return f"{SUPERVISOR_PREFIX}{job_id}"
+
+
+def control_options(control_resource: str | None) -> dict[str, Any]:
+    """The scheduling options of what belongs to the control plane: no CPU, and its nodes if they are known.
+
+    The amount is the smallest that Ray counts exactly: the resource is a name of nodes, not a limit.
+    """
+    resources = {} if control_resource is None else {control_resource: CONTROL_SHARE}
+    return {"num_cpus": 0, "resources": resources}
 
 
 class ServiceLoop:

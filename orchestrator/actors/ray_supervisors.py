@@ -19,6 +19,7 @@ from orchestrator.actors.control_actors import (
     SUPERVISOR_PREFIX,
     JobSupervisorRemote,
     Recipe,
+    control_options,
     supervisor_name,
 )
 from orchestrator.domain.errors import InfrastructureError
@@ -141,6 +142,7 @@ class RaySupervisors:
 
     def _create(self, job_id: int) -> Any:
         return JobSupervisorRemote.options(
+            **control_options(self.recipe.control_resource),
             name=supervisor_name(job_id),
             namespace=self.recipe.namespace,
             lifetime="detached",

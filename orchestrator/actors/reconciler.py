@@ -119,6 +119,7 @@ class Reconciler:
     async def reconcile(self) -> None:
         """Everything once, in the order of urgency."""
         for step in (
+            self.queries.note_pass,
             self.cancel_for_silent_clients,
             self.end_overdue_jobs,
             self.revive_unsupervised_jobs,

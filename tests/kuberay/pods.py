@@ -53,6 +53,7 @@ def _of_ray(name: str, node_type: str, namespace: str, group: Json) -> Pod:
     """With the labels that KubeRay adds."""
     template = group["template"]
     labels = {"ray.io/is-ray-node": "yes", "ray.io/node-type": node_type, "ray.io/cluster": "orchestrator-x"}
+    labels["ray.io/serve"] = "true"  # on a head once its proxy answers
     return Pod(name, namespace, template["metadata"]["labels"] | labels, template["spec"])
 
 

@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import yaml
 from ray.autoscaler._private.kuberay import autoscaling_config
+from ray.serve.config import ProxyLocation
+from ray.serve.schema import ServeDeploySchema
 
 from orchestrator.settings import Settings, settings_in_effect
 from tests.kuberay.kustomize import Json, build, documents
@@ -219,12 +221,18 @@ def test_the_generator_has_nothing_to_write() -> None:
     assert done.returncode == 0
 
 
-def test_serve_listens_where_the_service_leads_to(objects: list[Json]) -> None:
-    options = yaml.safe_load(one(objects, "RayService")["spec"]["serveConfigV2"])["http_options"]
+def test_the_service_leads_to_serves_proxy(objects: list[Json]) -> None:
+    config = yaml.safe_load(one(objects, "RayService")["spec"]["serveConfigV2"])
+    options = ServeDeploySchema.model_validate(config)
     api = next(each for each in objects if each["metadata"]["name"] == "orchestrator-api")
+    head = next(pod for pod in pods_of(objects) if pod.name == "head")
+    [port] = [each for each in head.containers[0]["ports"] if each["name"] == "serve"]
 
-    assert api["spec"]["ports"][0]["targetPort"] == options["port"] == 8000
-    assert options["host"] == "0.0.0.0"
+    # Where the proxy is, who leads there, and on which address it listens.
+    assert options.proxy_location == ProxyLocation.HeadOnly
+    assert api["spec"]["selector"] == {"orchestrator.dev/role": "head", "ray.io/serve": "true"}
+    assert port["containerPort"] == api["spec"]["ports"][0]["targetPort"] == options.http_options.port
+    assert one(objects, "ConfigMap")["data"]["RAY_SERVE_DEFAULT_HTTP_HOST"] == "0.0.0.0"
 
 
 def settings_of(objects: list[Json], monkeypatch: pytest.MonkeyPatch) -> Settings:
@@ -241,6 +249,8 @@ def test_the_settings_are_settings_and_fit_the_manifests(
     settings = settings_of(objects, monkeypatch)
 
     assert settings.containers == "kubernetes"
+    assert settings.cluster_autoscales
+    assert settings.control_resource in node_types(objects)["control"]["resources"]
     assert settings.kubernetes_namespace == SUBMISSIONS
     assert (SUBMISSIONS, settings.kubernetes_service_account) in named(objects, "ServiceAccount")
 
@@ -336,8 +346,7 @@ def test_every_ray_container_is_probed(objects: list[Json]) -> None:
     }
 
     assert len(probes) == 12
-    assert {path for key, path in probes.items() if key != ("control", "readiness")} == {"/api/healthz"}
-    assert probes["control", "readiness"] == "/-/healthz"
+    assert set(probes.values()) == {"/api/healthz"}
 
 
 def test_what_is_registered_in_an_example_is_a_placeholder() -> None:

@@ -74,11 +74,11 @@ def test_rays_ports_are_open_to_rays_pods_alone(objects: list[Json], pods: dict[
         assert [source for source in others if connects(objects, source, target, port)] == []
 
 
-def test_everybody_reaches_serve_and_on_control_pods_alone(objects: list[Json], pods: dict[str, Pod]) -> None:
+def test_everybody_reaches_serve_and_on_the_head_alone(objects: list[Json], pods: dict[str, Pod]) -> None:
     for source in (OUTSIDE, stranger("default")):
         reached = {pod.name for pod in pods.values() if connects(objects, source, pod, 8000)}
 
-        assert reached == {"control"}
+        assert reached == {"head"}
 
 
 def test_kuberays_operator_reaches_the_dashboard_and_the_proxy_of_the_head(
@@ -91,7 +91,7 @@ def test_kuberays_operator_reaches_the_dashboard_and_the_proxy_of_the_head(
         if connects(objects, OPERATOR, pod, port)
     }
 
-    assert reached == {("head", 8265), ("head", 8000), ("control", 8000)}
+    assert reached == {("head", 8265), ("head", 8000)}
     elsewhere = stranger("default", **OPERATOR.labels)
     assert not connects(objects, elsewhere, pods["head"], 8265)
 

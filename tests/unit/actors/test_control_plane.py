@@ -25,6 +25,7 @@ class FakeRecipe:
 
     generation: int = 3
     namespace: str = "orchestrator-test"
+    control_resource: str | None = None
     failures: list[Exception] = field(default_factory=list, compare=False)
     opened: Any = None
 
