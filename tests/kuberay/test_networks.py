@@ -118,8 +118,8 @@ def test_each_pod_reaches_what_it_needs_and_nothing_more(
     assert reached == {
         "head": head,
         "control": {5432, 6443, 443},
-        "rollout-cpu": {5432},
-        "rollout-gpu": {5432},
+        "rollout-cpu": set(),
+        "rollout-gpu": set(),
         "migrate": {5432},
     }
 
@@ -138,7 +138,7 @@ def test_the_stores_of_dev_take_connections_of_ours_alone() -> None:
     pods = {pod.name: pod for pod in pods_of(objects)}
 
     assert connects(objects, pods["control"], pods["postgres"], 5432)
-    assert connects(objects, pods["rollout-cpu"], pods["postgres"], 5432)
+    assert not connects(objects, pods["rollout-cpu"], pods["postgres"], 5432)
     assert connects(objects, pods["migrate"], pods["postgres"], 5432)
     assert connects(objects, pods["head"], pods["redis"], 6379)
     assert not connects(objects, stranger("default"), pods["postgres"], 5432)
