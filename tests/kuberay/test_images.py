@@ -168,9 +168,9 @@ def test_what_the_control_image_installs_runs(tmp_path: Path) -> None:
     tried = run([directory / "bin" / "python", "-I", "-c", f"{imports}; {missing}"])
     assert tried.returncode == 0, tried.stderr
     assert tried.stdout.splitlines()[-1] == "[None, None]"
-    said = run([directory / "bin" / "orchestrator", "db", "migrate", "--data-dir", tmp_path / "data"])
-    assert said.returncode == 3
-    assert "embedded Postgres, is not installed" in said.stdout + said.stderr
+    looked = "from orchestrator.adapters.postgres.server_files import installed_server; installed_server()"
+    said = run([directory / "bin" / "python", "-I", "-c", looked])
+    assert "embedded Postgres, is not installed" in said.stderr
 
 
 @pytest.mark.slow
