@@ -143,7 +143,7 @@ class ControlPlaneRecipe:
                 unheld_result=store.failed_result,
                 lists_every_container=self.settings.containers == "kubernetes",
                 client_is_dead=is_known_dead,
-                figures=InstallationFigures(Figures(pool), meter),
+                figures=InstallationFigures(await Figures.from_now(pool), meter),
                 meter=meter,
             )
             yield QueueConsumer(

@@ -231,6 +231,8 @@ async def _resources() -> str:
     shown = {
         name: value for name, value in total.items() if name in ("CPU", "GPU") or name.startswith("accel")
     }
-    nodes = len([name for name in total if name.startswith("node:") and "internal_head" not in name])
+    # Placement groups that reserve something of a node have resources named after both.
+    named = [name for name in total if name.startswith("node:") and "_group_" not in name]
+    nodes = len([name for name in named if "internal_head" not in name])
     amounts = ", ".join(f"{value:g} {name}" for name, value in sorted(shown.items()))
     return f"{amounts} on {nodes} node{'' if nodes == 1 else 's'}"

@@ -299,7 +299,7 @@ def test_stopping_the_ray_job_cancels_its_evaluation(head: RayHead) -> None:
 def job_statuses(head: RayHead) -> list[str]:
     """As the command line lists them; nothing while there is no database yet."""
     listed = head.orchestrator("jobs", "--json")
-    return [job["status"] for job in json.loads(listed.stdout or "[]")]
+    return [job["status"] for job in json.loads(listed.stdout)["jobs"]] if listed.stdout else []
 
 
 async def test_a_cluster_without_nodes_of_the_control_plane_is_refused_in_place_of_waiting(

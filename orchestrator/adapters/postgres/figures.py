@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Self, TypeAlias
 
 import asyncpg
 from pgqueuer.domain.settings import db_settings
@@ -37,10 +37,18 @@ class QueueFigures:
 
 @dataclass
 class Figures:
-    """Each look costs some indexed reads, whatever the number of jobs and rows."""
+    """Each look costs some indexed reads, whatever the number of jobs and rows.
+
+    `looked_at`: jobs that ended before are no news.
+    """
 
     pool: Pool = field(repr=False)
-    _looked_at: datetime | None = field(default=None, init=False)
+    looked_at: datetime
+
+    @classmethod
+    async def from_now(cls, pool: Pool) -> Self:
+        """Figures of what happens from now on."""
+        return cls(pool, await pool.fetchval("SELECT clock_timestamp()"))
 
     async def unfinished_jobs(self) -> Mapping[JobStatus, int]:
         """How many jobs are in each status that is not final."""
@@ -52,10 +60,7 @@ class Figures:
         return {status: found.get(status, 0) for status in JobStatus if not status.is_final}
 
     async def ended_jobs(self) -> list[EndedJob]:
-        """The jobs that ended since the last call, at most `MOST_ENDED`; at the first call none."""
-        if self._looked_at is None:
-            self._looked_at = await self.pool.fetchval("SELECT clock_timestamp()")
-            return []
+        """The jobs that ended since the last call, at most `MOST_ENDED`."""
         rows = await self.pool.fetch(
             """SELECT j.finished_at, j.status,
                    extract(epoch FROM first.started_at - claim.claimed_at) AS seconds
@@ -64,11 +69,11 @@ class Figures:
                LEFT JOIN LATERAL (SELECT min(e.started_at) AS started_at FROM episodes e
                    WHERE e.job_id = j.job_id) first ON true
                WHERE j.finished_at > $1 ORDER BY j.finished_at LIMIT $2""",
-            self._looked_at,
+            self.looked_at,
             MOST_ENDED,
         )
         if rows:
-            self._looked_at = rows[-1]["finished_at"]
+            self.looked_at = rows[-1]["finished_at"]
         return [
             EndedJob(JobStatus(row["status"]), None if row["seconds"] is None else float(row["seconds"]))
             for row in rows

@@ -35,7 +35,7 @@ async def test_jobs_and_queues_are_measured_as_they_stand(pool: Pool) -> None:
     await pool.execute("UPDATE pgqueuer SET created = now() - interval '90 s' WHERE entrypoint = 'add_job'")
     meter = RecordingMeter()
 
-    await InstallationFigures(Figures(pool), meter).measure()
+    await InstallationFigures(await Figures.from_now(pool), meter).measure()
 
     assert {key: meter.values[key] for key in meter.values if key[0] == "jobs"} == {
         ("jobs", "QUEUED"): 2,
@@ -51,10 +51,9 @@ async def test_jobs_and_queues_are_measured_as_they_stand(pool: Pool) -> None:
 async def test_a_job_that_ends_is_counted_once_with_its_time_to_the_first_step(pool: Pool) -> None:
     store = a_store(pool)
     measured = RecordingMeter()
-    installation = InstallationFigures(Figures(pool), measured)
     await store.insert(a_job(8), enqueue=False)
     await store.finish_unheld(8, JobStatus.CANCELLED, "before anybody looked", store.failed_result)
-    await installation.measure()
+    installation = InstallationFigures(await Figures.from_now(pool), measured)
 
     claim = await claimed(store)
     (run, *_) = await planned_runs(pool, claim)
@@ -78,7 +77,7 @@ async def test_a_queue_is_counted_up_to_a_cap(pool: Pool, monkeypatch: pytest.Mo
     for job_id in (1, 2, 3):
         await a_store(pool).insert(a_job(job_id), enqueue=True)
 
-    assert (await Figures(pool).queue("add_job")).rows == 2
+    assert (await (await Figures.from_now(pool)).queue("add_job")).rows == 2
 
 
 async def test_committed_episodes_are_counted_by_outcome_and_fault(pool: Pool) -> None:
@@ -117,7 +116,7 @@ async def test_what_the_reconciler_does_is_counted(pool: Pool) -> None:
     await store.request_cancel(1, "cancelled")
 
     await a_reconciler(
-        pool, store, meter=meter, figures=InstallationFigures(Figures(pool), meter)
+        pool, store, meter=meter, figures=InstallationFigures(await Figures.from_now(pool), meter)
     ).reconcile()
 
     assert meter.values["reconciler_actions", "job_ended"] == 1
