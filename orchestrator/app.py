@@ -22,8 +22,10 @@ from orchestrator import failpoints
 from orchestrator.actors.control_actors import CONSUMER_PREFIX
 from orchestrator.actors.control_plane import RaySupervisors, sink_name
 from orchestrator.actors.job_supervision import Cluster, JobSupervision, SupervisionParts
+from orchestrator.actors.measurements import InstallationFigures
 from orchestrator.actors.queue_consumer import QueueConsumer
 from orchestrator.actors.ray_calls import get_actor
+from orchestrator.actors.ray_meter import RayMeter
 from orchestrator.actors.reconciler import Reconciler
 from orchestrator.actors.result_sink import ResultSink
 from orchestrator.actors.rollout_cluster import ClusterPlan, RolloutCluster
@@ -46,6 +48,7 @@ from orchestrator.adapters.postgres.clients import (
     SINK_CONNECTIONS,
     SUPERVISOR_CONNECTIONS,
 )
+from orchestrator.adapters.postgres.figures import Figures
 from orchestrator.adapters.postgres.installation import Installation
 from orchestrator.adapters.postgres.patience import patient
 from orchestrator.adapters.postgres.pool import Database, open_pool
@@ -93,7 +96,6 @@ class ControlPlaneRecipe:
     settings: Settings
     database: Database
     installation: Installation
-    cluster_grows: bool = False
     actor_log_level: str = field(default="INFO")
 
     @property
@@ -103,6 +105,10 @@ class ControlPlaneRecipe:
     @property
     def generation(self) -> int:
         return self.installation.generation
+
+    @property
+    def control_resource(self) -> str | None:
+        return self.settings.control_resource
 
     def set_up_process(self, **fields: object) -> None:
         end_with_parent()
@@ -118,6 +124,7 @@ class ControlPlaneRecipe:
                 max_bytes=self.settings.sink_queue_bytes,
                 batch_episodes=self.settings.sink_batch_episodes,
                 database_patience_seconds=self.settings.lease_seconds / 2,
+                meter=RayMeter(),
             )
 
     @asynccontextmanager
@@ -127,7 +134,8 @@ class ControlPlaneRecipe:
             self._open_containers() as containers,
         ):
             store = job_store(pool, self.settings)
-            supervisors = RaySupervisors(self)
+            meter = RayMeter()
+            supervisors = RaySupervisors(self, store.benchmark)
             reconciler = Reconciler(
                 store=store,
                 queries=ReconciliationQueries(pool),
@@ -140,6 +148,8 @@ class ControlPlaneRecipe:
                 unheld_result=store.failed_result,
                 lists_every_container=self.settings.containers == "kubernetes",
                 client_is_dead=is_known_dead,
+                figures=InstallationFigures(await Figures.from_now(pool), meter),
+                meter=meter,
             )
             yield QueueConsumer(
                 pool,
@@ -199,7 +209,7 @@ class ControlPlaneRecipe:
             workers=job.resources.workers or settings.workers_per_job,
             cpus_per_worker=job.resources.cpus_per_worker or settings.cpus_per_worker,
             node_resource=self._node_resource(),
-            cluster_grows=self.cluster_grows,
+            cluster_grows=self.settings.cluster_autoscales,
         )
         setup = WorkerSetup(
             job=job,
@@ -258,6 +268,8 @@ class ControlPlaneRecipe:
             self.settings.archive_fetch_timeout_seconds,
             self.settings.archive_allowed_schemes + (("file",) if claim.job.local else ()),
             hosts=self.settings.archive_allowed_hosts or None,  # empty: any public host
+            private_hosts=self.settings.archive_private_hosts,
+            ca_file=None if self.settings.archive_ca_file is None else str(self.settings.archive_ca_file),
         )
 
     def _external_policy(self, claim: Claim) -> PolicySource:

@@ -19,7 +19,12 @@ import asyncpg
 from orchestrator import failpoints
 from orchestrator.adapters.postgres.clients import CONSUMER_APPLICATION
 from orchestrator.adapters.postgres.embedded import embedded_postgres
-from orchestrator.adapters.postgres.installation import Installation, has_client, take_generation
+from orchestrator.adapters.postgres.installation import (
+    Installation,
+    current_installation,
+    has_client,
+    take_generation,
+)
 from orchestrator.adapters.postgres.migrate import check_schema, migrate
 from orchestrator.adapters.postgres.pool import Database, open_pool, retrying
 from orchestrator.cluster_containers import open_preflight_parts
@@ -206,6 +211,25 @@ async def control_plane(settings: Settings, database: Database, *, cpus: int) ->
     finally:
         if ray_is_ours:
             await uninterrupted(remove_leftovers(settings, installation))
+
+
+async def stop_what_runs(settings: Settings, database: Database) -> bool:
+    """Stop this database's control plane on the cluster of `RAY_ADDRESS`; False where none ran.
+
+    Raises:
+        InfrastructureError: the cluster cannot be reached.
+    """
+    from orchestrator.actors.control_plane import newest_generation, stop_control_plane
+    from orchestrator.app import ControlPlaneRecipe
+
+    async with open_pool(database, application_name="orchestrator stop", max_size=1) as pool:
+        installation = await current_installation(pool)
+    recipe = ControlPlaneRecipe(settings, database, installation, actor_log_level=settings.log_level)
+    async with joined_or_local_ray(0):
+        if await newest_generation(recipe) < 0:
+            return False
+        await stop_control_plane(recipe)
+    return True
 
 
 async def is_live(pool: asyncpg.Pool[asyncpg.Record]) -> bool:

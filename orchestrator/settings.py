@@ -117,6 +117,15 @@ class Settings(BaseSettings):
     lease_seconds: Annotated[float, Field(ge=1, le=3600, allow_inf_nan=False)] = 30.0
     """How long a claim holds without renewal; it is renewed every third."""
 
+    control_resource: Annotated[str, Field(min_length=1, max_length=100)] | None = None
+    """Custom resource of Ray by whose name the nodes of the control plane are known (on KubeRay the control
+    group): consumer, sink, supervisors and the replicas of Serve run there, rollout workers need not. Without
+    one they run anywhere."""
+
+    cluster_autoscales: bool = False
+    """Whether the Ray cluster adds nodes for what waits: a job that no present node has room for then waits
+    for one, up to its deadline, and does not fail at once."""
+
     reconcile_interval_seconds: Seconds = 15.0
     """Time between two rounds of the reconciler."""
 
@@ -171,6 +180,14 @@ class Settings(BaseSettings):
     archive_allowed_hosts: Annotated[tuple[_HostEntry, ...], NoDecode] = ()
     """Hosts (for object stores: buckets) that archives may come from, comma-separated, `.example.org` for all
     names below it; by default every public one."""
+
+    archive_private_hosts: Annotated[tuple[_HostEntry, ...], NoDecode] = ()
+    """Hosts that may have private addresses, comma-separated: an artifact store in the cluster, say.
+    All others have to be public, so that no job can have anything inside the network fetched."""
+
+    archive_ca_file: Path | None = None
+    """PEM file of the certificate authorities that archives' hosts are checked against, in the place of the
+    public ones."""
 
     environments_kept: Count = 10
     """Environments of submissions that are kept on a machine; those used longest ago are removed first."""
@@ -301,7 +318,11 @@ class Settings(BaseSettings):
     """Rows that each of these queues keeps at most; the oldest are dropped."""
 
     @field_validator(
-        "archive_allowed_schemes", "archive_allowed_hosts", "kubernetes_accept_unsafe", mode="before"
+        "archive_allowed_schemes",
+        "archive_allowed_hosts",
+        "archive_private_hosts",
+        "kubernetes_accept_unsafe",
+        mode="before",
     )
     @classmethod
     def _split_at_commas(cls, value: object) -> object:

@@ -11,15 +11,17 @@ import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 from urllib.parse import urlsplit
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from orchestrator.ray_environment import prepare_ray_environment
 
 prepare_ray_environment()  # before anything imports ray
+os.environ.pop("COLUMNS", None)  # a test's own processes set it, as wide as they think a terminal is
 
 from orchestrator.adapters.postgres.embedded import embedded_postgres  # noqa: E402
 from orchestrator.adapters.postgres.migrate import migrate  # noqa: E402
@@ -32,6 +34,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+ON_RAY = "tests/end_to_end/"
+
 # A deadline for each example fails on a machine that is busy with something else for a moment.
 hypothesis.settings.register_profile(
     "orchestrator", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
@@ -39,6 +43,21 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("orchestrator")
 
 TEMPLATE_DATABASE = "template_orchestrator"
+
+
+class OneClusterScheduling(LoadScopeScheduling):
+    """Two processes: all tests with a Ray cluster in one of them, the others file by file.
+
+    One cluster is enough for two cores, and each file's fixtures are made once.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = nodeid.partition("::")[0]
+        return ON_RAY if file.startswith(ON_RAY) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneClusterScheduling:
+    return OneClusterScheduling(config, log)
 
 
 def run_in_own_loop(operation: Callable[[], Awaitable[T]]) -> T:

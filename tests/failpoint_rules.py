@@ -26,6 +26,7 @@ CONNECTIONS = "adapters/postgres/failpoint_connection.py"
 # Without anything outside: time, and what a process is told of itself.
 NO_OUTSIDE_PORTS = {"Clock"}
 LOCAL_OF_RAY = {"remote", "exceptions", "get_runtime_context", "is_initialized"}
+LOCAL_IMPORTS = {"metrics", "worker"}  # the figures of a process, and what a driver prints
 OF_COMMANDS = {"init", "shutdown"}  # a command's own cluster, in `runtime`
 STATEMENTS = {"execute", "executemany", "fetch", "fetchval", "fetchrow", "copy_records_to_table"}
 BY_OTHER_METHODS = {"add_listener", "remove_listener", "reset"}  # by `fetch` and `execute`
@@ -127,6 +128,7 @@ def _of_ray(tree: ast.AST, path: str) -> Iterator[str]:
                 yield f"{node.lineno}: asks an actor outside of {RAY_CALLS}"
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("ray."):
             functions = [each.name for each in node.names if each.name[0].islower()]
+            functions = [name for name in functions if name not in LOCAL_IMPORTS]
             if functions and path != RAY_CALLS:
                 yield f"{node.lineno}: {', '.join(functions)} of Ray outside of {RAY_CALLS}"
         if isinstance(node, ast.Name) and node.id in {"placement_group", "remove_placement_group"}:

@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
-from typing import Protocol
+from typing import Any, Protocol
 from uuid import UUID
 
 import ray
@@ -32,6 +32,7 @@ log = structlog.get_logger(__name__)
 SINK_PREFIX = "result-sink-g"
 CONSUMER_PREFIX = "queue-consumer-g"
 SUPERVISOR_PREFIX = "job-"
+CONTROL_SHARE = 0.001
 
 FIRST_BACKOFF_SECONDS = 0.2
 LAST_BACKOFF_SECONDS = 5.0
@@ -48,6 +49,11 @@ class Recipe(Protocol):
 
     @property
     def generation(self) -> int: ...
+
+    @property
+    def control_resource(self) -> str | None:
+        """The custom resource of the nodes that the actors of the control plane run on; None: of any."""
+        ...
 
     def set_up_process(self, **fields: object) -> None:
         """Logging, and the end with the node, once in each process."""
@@ -87,6 +93,15 @@ async def end_this_actor(name: str) -> None:
     # other hands, and ends itself; or it finds that free, and goes on with it.
     log.error("actor_exits", actor=name)
     os._exit(1)
+
+
+def control_options(control_resource: str | None) -> dict[str, Any]:
+    """The scheduling options of what belongs to the control plane: no CPU, and its nodes if they are known.
+
+    The amount is the smallest that Ray counts exactly: the resource is a name of nodes, not a limit.
+    """
+    resources = {} if control_resource is None else {control_resource: CONTROL_SHARE}
+    return {"num_cpus": 0, "resources": resources}
 
 
 class ServiceLoop:
@@ -237,12 +252,13 @@ class JobSupervisorActor:
     """
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it
-        self, recipe: Recipe, job_id: int, holder: UUID
+        self, recipe: Recipe, job_id: int, holder: UUID, benchmark: str = ""
     ) -> None:
         recipe.set_up_process(actor=supervisor_name(job_id), job_id=job_id)
         self._recipe = recipe
         self._job_id = job_id
         self._holder = holder
+        self._benchmark = benchmark
         self._supervision: JobSupervision | None = None
         self._told = asyncio.Event()
         self._decided: asyncio.Future[ClaimRefusal | None] = asyncio.get_running_loop().create_future()
@@ -250,7 +266,7 @@ class JobSupervisorActor:
 
     def __repr__(self) -> str:
         progress = self._supervision.progress if self._supervision else "connects"
-        return f"JobSupervisor(job {self._job_id}: {progress})"
+        return f"JobSupervisor(job {self._job_id}, {self._benchmark}: {progress})"
 
     async def _supervise(self) -> None:
         try:

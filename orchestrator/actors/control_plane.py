@@ -19,12 +19,14 @@ from orchestrator.actors.control_actors import (
     Recipe,
     ResultSinkRemote,
     consumer_name,
+    control_options,
     sink_name,
     supervisor_name,
 )
 from orchestrator.actors.ray_calls import (
     actor_names,
     ask,
+    cluster_resources,
     create_actor,
     find_actor,
     kill_actor,
@@ -32,7 +34,7 @@ from orchestrator.actors.ray_calls import (
     off_loop,
 )
 from orchestrator.actors.ray_supervisors import DECISION_SECONDS, PING_SECONDS, RaySupervisors, number_of
-from orchestrator.domain.errors import InfrastructureError, UsageError
+from orchestrator.domain.errors import InfrastructureError, Superseded, UsageError
 
 __all__ = [
     "RaySupervisors",
@@ -63,9 +65,11 @@ async def start_control_plane(recipe: Recipe) -> None:
     with their jobs.
 
     Raises:
-        UsageError: a newer generation runs already.
+        Superseded: a newer generation runs already.
+        UsageError: no node of the cluster has the control resource.
         InfrastructureError: Ray, or a database that its actors can reach, is not there.
     """
+    await _check_control_resource(recipe)
     await _refuse_to_go_back(recipe)
     await _start(ResultSinkRemote, sink_name(recipe.generation), recipe)
     await _stop_all(
@@ -84,7 +88,7 @@ async def stop_control_plane(recipe: Recipe) -> None:
     generation = recipe.generation
     try:
         await _stop_all(recipe, await _lower(recipe, CONSUMER_PREFIX, generation), STOP_CONSUMERS_SECONDS)
-        if await _newest(recipe) <= generation:
+        if await newest_generation(recipe) <= generation:
             supervisors = await off_loop(actor_names, recipe.namespace, SUPERVISOR_PREFIX)
             await _stop_all(recipe, supervisors, STOP_SUPERVISORS_SECONDS)
         await _stop_all(recipe, await _lower(recipe, SINK_PREFIX, generation), STOP_SINKS_SECONDS)
@@ -93,17 +97,36 @@ async def stop_control_plane(recipe: Recipe) -> None:
         log.warning("control_plane_not_stopped", why=str(error))
 
 
+async def control_plane_stands(recipe: Recipe) -> bool:
+    """Whether consumer and sink of this recipe's generation are there; Ray restarts them where they die.
+
+    Raises:
+        InfrastructureError: Ray does not answer.
+    """
+    for name in (sink_name(recipe.generation), consumer_name(recipe.generation)):
+        if await off_loop(find_actor, name, recipe.namespace) is None:
+            return False
+    return True
+
+
+async def _check_control_resource(recipe: Recipe) -> None:
+    """An actor that asks for a resource that nobody has would wait for ever, and say nothing."""
+    wanted = recipe.control_resource
+    if wanted is None or wanted in await off_loop(cluster_resources):
+        return
+    raise UsageError(
+        f"no node of the Ray cluster has the resource {wanted!r}, which the setting control_resource names: "
+        f"start one with `ray start --resources '{{\"{wanted}\": 1}}'`, or unset it"
+    )
+
+
 async def _refuse_to_go_back(recipe: Recipe) -> None:
-    newest = await _newest(recipe)
+    newest = await newest_generation(recipe)
     if newest > recipe.generation:
-        raise UsageError(
-            f"generation {newest} of this installation's control plane runs on the cluster already, and this "
-            f"one is {recipe.generation}: somebody has started newer code or other settings since. Start "
-            "again to take its place"
-        )
+        raise Superseded(newest, recipe.generation)
 
 
-async def _newest(recipe: Recipe) -> int:
+async def newest_generation(recipe: Recipe) -> int:
     """The highest generation that has an actor; -1 where none has."""
     generations = [-1]
     for prefix in (CONSUMER_PREFIX, SINK_PREFIX):
@@ -148,7 +171,13 @@ async def _start(remote: Any, name: str, recipe: Recipe) -> None:
 
 
 async def _actor_of(remote: Any, name: str, recipe: Recipe) -> Any:
-    options = {"name": name, "namespace": recipe.namespace, "lifetime": "detached", "get_if_exists": True}
+    options = {
+        **control_options(recipe.control_resource),
+        "name": name,
+        "namespace": recipe.namespace,
+        "lifetime": "detached",
+        "get_if_exists": True,
+    }
     why = ""
     for _ in range(START_TRIES):
         actor = await off_loop(create_actor, remote, options, recipe)

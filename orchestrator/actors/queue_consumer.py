@@ -44,7 +44,7 @@ class RowHeld(UsageError):
     """No supervisor can ever be found for this row: it stays in the queue as failed, with the reason."""
 
 
-class Superseded(InfrastructureError):
+class PlaceLost(InfrastructureError):
     """Another consumer has this one's place: it takes nothing more, and ends."""
 
 
@@ -162,7 +162,7 @@ class QueueConsumer:
             try:
                 await self._require_place()
                 await self._reconciler.reconcile()
-            except Superseded as error:
+            except PlaceLost as error:
                 log.warning("consumer_is_superseded", why=str(error))
                 self.stop()
             except Exception:
@@ -189,7 +189,7 @@ class QueueConsumer:
 
         Raises:
             RowHeld: the row itself is at fault.
-            Superseded: it is not ours to take; nothing is written of it.
+            PlaceLost: it is not ours to take; nothing is written of it.
             RetryRequested: we are, or there is no capacity; it is taken again after the delay.
         """
         try:
@@ -197,10 +197,10 @@ class QueueConsumer:
         except RowHeld as error:
             log.warning("add_job_held", row=row.id, why=str(error))
             failure: Exception = RowHeld(_clean(error))
-        except Superseded as error:
+        except PlaceLost as error:
             log.warning("consumer_is_superseded", why=str(error))
             self.stop()
-            failure = Superseded(_clean(error))  # the row stays picked, for the other one to take
+            failure = PlaceLost(_clean(error))  # the row stays picked, for the other one to take
         except Exception as error:
             delay = min(REFUSED_AGAIN_AFTER * 2 ** min(row.attempts, 10), LONGEST_BACKOFF)
             log.warning(
@@ -231,11 +231,11 @@ class QueueConsumer:
     async def _require_place(self) -> None:
         """
         Raises:
-            Superseded: another consumer looks after the queue now.
+            PlaceLost: another consumer looks after the queue now.
         """
         why = await self._superseded()
         if why is not None:
-            raise Superseded(why)
+            raise PlaceLost(why)
 
     async def _enter(self, payload: bytes) -> int | None:
         """The job of the payload, which is in `jobs` from now on; None if it is invalid, and FAILED.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from orchestrator.actors.control_actors import (
     SUPERVISOR_PREFIX,
     JobSupervisorRemote,
     Recipe,
+    control_options,
     supervisor_name,
 )
 from orchestrator.actors.ray_calls import (
@@ -28,6 +30,7 @@ from orchestrator.actors.ray_calls import (
     off_loop,
 )
 from orchestrator.domain.errors import InfrastructureError
+from orchestrator.domain.job_documents import printable
 from orchestrator.ports import ClaimRefusal
 
 log = structlog.get_logger(__name__)
@@ -40,13 +43,15 @@ PING_SECONDS = 5.0
 # From the kill of a frozen supervisor to a new process that has found its job over and has ended.
 RESTART_SECONDS = 60.0
 POLL_SECONDS = 0.5
+BENCHMARK_CHARS = 100
 
 
 @dataclass(frozen=True)
 class RaySupervisors:
-    """`reconciler.Supervisors` on Ray."""
+    """`reconciler.Supervisors` on Ray. `benchmark` tells what a job runs, for those who watch actors."""
 
     recipe: Recipe
+    benchmark: Callable[[int], Awaitable[str]]
 
     async def ensure(self, job_id: int) -> ClaimRefusal | None:
         """Create the supervisor unless it exists, and return what its claim gave.
@@ -56,7 +61,7 @@ class RaySupervisors:
         """
         why = ""
         for attempt in range(ENSURE_TRIES):
-            supervisor = await off_loop(self._create, job_id)
+            supervisor = await off_loop(self._create, job_id, await self._benchmark_of(job_id))
             try:
                 decided = await ask(supervisor, "decided", timeout_seconds=DECISION_SECONDS)
                 return None if decided is None else ClaimRefusal(decided)
@@ -141,14 +146,22 @@ class RaySupervisors:
             await asyncio.sleep(POLL_SECONDS)
         return True
 
-    def _create(self, job_id: int) -> Any:
+    async def _benchmark_of(self, job_id: int) -> str:
+        try:
+            return printable(await self.benchmark(job_id))[:BENCHMARK_CHARS]
+        except Exception as error:  # noqa: BLE001 - of the database; a name for people is not worth a job
+            log.info("benchmark_not_read", job_id=job_id, why=str(error))
+            return ""
+
+    def _create(self, job_id: int, benchmark: str) -> Any:
         options = {
+            **control_options(self.recipe.control_resource),
             "name": supervisor_name(job_id),
             "namespace": self.recipe.namespace,
             "lifetime": "detached",
             "get_if_exists": True,
         }
-        return create_actor(JobSupervisorRemote, options, self.recipe, job_id, uuid4())
+        return create_actor(JobSupervisorRemote, options, self.recipe, job_id, uuid4(), benchmark)
 
 
 def number_of(name: str, prefix: str) -> int:

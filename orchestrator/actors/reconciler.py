@@ -12,12 +12,14 @@ from uuid import UUID
 
 import structlog
 
+from orchestrator.actors.measurements import InstallationFigures
 from orchestrator.adapters.postgres.client_leases import CLIENT_GONE
 from orchestrator.adapters.postgres.job_store import PostgresJobStore
 from orchestrator.adapters.postgres.reconciliation import Overdue, ReconciliationQueries
 from orchestrator.adapters.postgres.retention import Retention, RetentionRules
 from orchestrator.domain.errors import OrchestratorError
 from orchestrator.domain.lifecycle import JobStatus
+from orchestrator.domain.metrics import RECONCILER_ACTIONS, Meter, NoMeter, ReconcilerAction
 from orchestrator.ports import ClaimRefusal, Containers, OwnedContainer, UnheldResultBuilder
 
 log = structlog.get_logger(__name__)
@@ -106,6 +108,8 @@ class Reconciler:
     client_is_dead: Callable[[str], bool] = lambda _: False
     client_grace_seconds: float = CLIENT_GRACE_SECONDS
     patience_seconds: float = PATIENCE_SECONDS
+    figures: InstallationFigures | None = None
+    meter: Meter = field(default_factory=NoMeter, repr=False)
     _prune_pace: _Pace = field(default_factory=lambda: _Pace(PRUNE_EVERY_SECONDS), init=False, repr=False)
     _slow: dict[tuple[str, int | UUID], asyncio.Task[None]] = field(
         default_factory=dict, init=False, repr=False
@@ -119,6 +123,7 @@ class Reconciler:
     async def reconcile(self) -> None:
         """Everything once, in the order of urgency."""
         for step in (
+            self.queries.note_pass,
             self.cancel_for_silent_clients,
             self.end_overdue_jobs,
             self.revive_unsupervised_jobs,
@@ -126,11 +131,13 @@ class Reconciler:
             self.end_finished_supervisors,
             self.remove_orphaned_containers,
             self.prune,
+            self.measure,
         ):
             try:
                 async with asyncio.timeout(STEP_SECONDS):
                     await step()
             except Exception as error:  # noqa: BLE001 - the top of a loop
+                self._count(ReconcilerAction.FAILED)
                 _warn("reconciler_step_failed", error, step=step.__name__)
 
     async def close(self) -> None:
@@ -206,26 +213,39 @@ class Reconciler:
         if any(pruned.values()):
             log.info("rows_pruned", **{what.value: rows for what, rows in pruned.items() if rows})
 
+    async def measure(self) -> None:
+        """Export how the installation stands."""
+        if self.figures is not None:
+            await self.figures.measure()
+
+    def _count(self, action: ReconcilerAction) -> None:
+        self.meter.add(RECONCILER_ACTIONS, action=action.value)
+
     # ---------------------------------------------------------------------------------------- items
 
     async def _end_overdue_job(self, overdue: Overdue) -> None:
         status = JobStatus.CANCELLED if overdue.cancelled else JobStatus.TIMEOUT
         if await self.store.finish_unheld(overdue.job_id, status, overdue.reason, self.unheld_result):
+            self._count(ReconcilerAction.JOB_ENDED)
             log.info("job_ended_by_reconciler", job_id=overdue.job_id, status=status.value)
 
     async def _cancel_for_silent_client(self, job_id: int) -> None:
         await self.store.request_cancel(job_id, CLIENT_GONE)
+        self._count(ReconcilerAction.JOB_CANCELLED)
         log.info("job_cancelled_by_reconciler", job_id=job_id)
 
     async def _revive_job(self, job_id: int) -> None:
+        self._count(ReconcilerAction.JOB_REVIVED)
         log.info("job_revived_by_reconciler", job_id=job_id)
         await self.supervisors.revive(job_id)
 
     async def _start_forgotten_job(self, job_id: int) -> None:
+        self._count(ReconcilerAction.JOB_STARTED)
         log.info("job_started_by_reconciler", job_id=job_id)
         await self.supervisors.ensure(job_id)
 
     async def _end_supervisor(self, job_id: int) -> None:
+        self._count(ReconcilerAction.SUPERVISOR_ENDED)
         log.warning("finished_supervisor_is_still_there", job_id=job_id)
         await self.supervisors.end(job_id)
 
@@ -234,11 +254,13 @@ class Reconciler:
         if not unclaimed and not owned.expired:
             return
         async with self._removals, asyncio.timeout(REMOVAL_SECONDS):
+            self._count(ReconcilerAction.CONTAINER_REMOVED)
             log.info("container_removed_by_reconciler", container_id=str(owned.container_id))
             await self.containers.remove(owned.handle)
         await self.store.forget_container(owned.container_id)
 
     async def _report_missing(self, job_id: int, container_id: UUID) -> None:
+        self._count(ReconcilerAction.CONTAINER_MISSING)
         log.warning("container_is_missing", job_id=job_id, container_id=str(container_id))
         await self.supervisors.report_missing(job_id, container_id)
 

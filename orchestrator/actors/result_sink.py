@@ -11,9 +11,11 @@ import asyncpg
 import structlog
 
 from orchestrator.actors.episode_publisher import size_bytes
+from orchestrator.actors.measurements import measure_committed
 from orchestrator.adapters.postgres.pool import retrying
 from orchestrator.domain.episodes import CommitOutcome, EpisodeRun, FinishedEpisode
 from orchestrator.domain.errors import InfrastructureError, OrchestratorError
+from orchestrator.domain.metrics import SINK_HELD, Meter, NoMeter
 from orchestrator.ports import Ledger
 
 log = structlog.get_logger(__name__)
@@ -61,6 +63,7 @@ class ResultSink:
     max_bytes: int
     batch_episodes: int
     database_patience_seconds: float
+    meter: Meter = field(default_factory=NoMeter, repr=False)
     committed: int = field(default=0, init=False)
     _waiting: list[_Delivery] = field(default_factory=list, init=False)
     _held_bytes: int = field(default=0, init=False)
@@ -130,6 +133,7 @@ class ResultSink:
                 if self._closed:
                     raise _closed()
                 self._held_bytes += size
+                self.meter.set(SINK_HELD, self._held_bytes)
                 if delivery is not None:
                     self._waiting.append(delivery)
                     self._changed.notify_all()
@@ -138,6 +142,7 @@ class ResultSink:
 
     async def _give_room(self, size: int) -> None:
         self._held_bytes -= size
+        self.meter.set(SINK_HELD, self._held_bytes)
         async with self._changed:
             self._changed.notify_all()
 
@@ -166,7 +171,13 @@ class ResultSink:
         except Exception as error:  # noqa: BLE001 - every caller gets it, with what to do about it
             await self._not_committed(batch, error)
             return
-        self.committed += outcomes.count(CommitOutcome.COMMITTED)
+        taken = [
+            episode
+            for episode, outcome in zip(episodes, outcomes, strict=True)
+            if outcome is CommitOutcome.COMMITTED
+        ]
+        self.committed += len(taken)
+        measure_committed(self.meter, taken)
         position = 0
         for delivery in batch:
             answers = outcomes[position : position + len(delivery.episodes)]

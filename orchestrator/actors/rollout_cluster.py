@@ -31,6 +31,7 @@ from orchestrator.actors.rollout_worker import RolloutWorker, WorkerSetup
 from orchestrator.actors.rollouts import WorkerLost
 from orchestrator.domain.episodes import CommitOutcome, EpisodeRun, FinishedEpisode
 from orchestrator.domain.errors import InfrastructureError
+from orchestrator.domain.job_documents import printable
 from orchestrator.domain.messages import EvalJobMessage
 from orchestrator.ports import BenchmarkDescription, PolicyConnector
 
@@ -132,12 +133,14 @@ class RolloutCluster:
         return any(amount > total.get(name, 0.0) + 1e-6 for name, amount in asked.items())
 
     def _create(self, index: int) -> Any:
+        job = self._plan.job
         options = {
             "num_cpus": self._plan.cpus_per_worker,
             "scheduling_strategy": PlacementGroupSchedulingStrategy(self._group, index),
             "max_concurrency": 8,
         }
-        return create_actor(RolloutWorker, options, self._plan.job.job_id, index)
+        benchmark = printable(f"{job.env_provider}/{job.benchmark_name}")[:100]
+        return create_actor(RolloutWorker, options, job.job_id, index, benchmark)
 
     async def describe(self) -> BenchmarkDescription:
         """The job's benchmark as the first worker knows it.
@@ -232,6 +235,8 @@ async def _resources() -> str:
     shown = {
         name: value for name, value in total.items() if name in ("CPU", "GPU") or name.startswith("accel")
     }
-    nodes = len([name for name in total if name.startswith("node:") and "internal_head" not in name])
+    # Placement groups that reserve something of a node have resources named after both.
+    named = [name for name in total if name.startswith("node:") and "_group_" not in name]
+    nodes = len([name for name in named if "internal_head" not in name])
     amounts = ", ".join(f"{value:g} {name}" for name, value in sorted(shown.items()))
     return f"{amounts} on {nodes} node{'' if nodes == 1 else 's'}"

@@ -206,9 +206,10 @@ class RolloutWorkerCore:
 class RolloutWorkerActor:
     """A responsive event loop beside the one thread on which everything else happens."""
 
-    def __init__(self, job_id: int | None = None, index: int = 0) -> None:
+    def __init__(self, job_id: int | None = None, index: int = 0, benchmark: str = "") -> None:
         self._job_id = job_id
         self._index = index
+        self._benchmark = benchmark
         self._stop = threading.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollout")
         self._job: EvalJobMessage | None = None
@@ -219,7 +220,8 @@ class RolloutWorkerActor:
         job = "no job" if self._job_id is None else f"job {self._job_id}"
         core = self._core
         if core is None:
-            return f"RolloutWorker({job}, worker {self._index}, not prepared)"
+            benchmark = f"{self._benchmark}, " if self._benchmark else ""
+            return f"RolloutWorker({job}, {benchmark}worker {self._index})"
         run = core.current
         doing = "idle" if run is None else f"playing {run.task_id} #{run.episode_id}"
         return f"RolloutWorker({job}, worker {self._index}, {core.played_episodes} episodes, {doing})"
@@ -311,10 +313,10 @@ class RolloutWorkerActor:
 class RolloutWorkerProcess(RolloutWorkerActor):
     """The actor in a process of its own."""
 
-    def __init__(self, job_id: int | None = None, index: int = 0) -> None:
+    def __init__(self, job_id: int | None = None, index: int = 0, benchmark: str = "") -> None:
         end_with_parent()
         failpoints.enter_process(f"rollout-worker-{index}")
-        super().__init__(job_id, index)
+        super().__init__(job_id, index, benchmark)
 
 
 # The supervisor replaces a dead worker; Ray must neither restart it nor run an episode a second time.

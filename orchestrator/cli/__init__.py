@@ -18,6 +18,7 @@ from orchestrator.cli import (
     service,
     settings,
     submissions,
+    tokens,
 )
 from orchestrator.cli.usage import run_app
 from orchestrator.ray_environment import prepare_ray_environment
@@ -40,6 +41,7 @@ app.add_typer(maintenance.commands)
 app.add_typer(doctor.commands)
 app.add_typer(preflight.commands)
 app.add_typer(service.database_commands, name="db")
+app.add_typer(tokens.commands, name="token")
 submissions.commands.add_typer(packing.commands)
 app.add_typer(submissions.commands, name="submission")
 

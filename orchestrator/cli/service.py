@@ -27,6 +27,22 @@ def up(*, session: Session) -> None:
 
 @commands.command()
 @with_session
+def down(*, session: Session) -> None:
+    """Stop a control plane that runs on a cluster by itself, as of `serve deploy` or of a killed `eval`.
+
+    Its jobs are handed over: the next control plane of the database goes on with them.
+
+    It is the cluster of the variable RAY_ADDRESS.
+
+    Example: orchestrator down
+    """
+    from orchestrator.commands.service import down_command
+
+    session.run(down_command(session.settings))
+
+
+@commands.command()
+@with_session
 def submit(
     job: Annotated[Path, typer.Argument(help="A job message as JSON; - reads standard input.")],
     *,

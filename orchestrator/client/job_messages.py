@@ -24,6 +24,17 @@ def new_job_id() -> int:
     return time.time_ns() // 1_000_000 * 1000 + random.randrange(1000)  # noqa: S311 - an id, no secret
 
 
+def with_job_id(payload: bytes, job_id: int | None = None) -> bytes:
+    """The payload, with `job_id` or else a fresh one where it is an object that names none."""
+    try:
+        content = json.loads(payload)
+    except (ValueError, RecursionError):
+        return payload  # which will be refused with the reason
+    if not isinstance(content, dict) or "job_id" in content:
+        return payload
+    return json.dumps({"job_id": job_id or new_job_id()} | content).encode()
+
+
 def make_message(content: Mapping[str, Any]) -> EvalJobMessage:
     """The job that the fields describe.
 

@@ -39,7 +39,7 @@ async def evaluate_command(
         check_bundle_directory(output)
     archives = data_directory(settings) / "artifacts"
     jobs = make_jobs(requests, archives, say)
-    say("starts the database" if settings.database_url is None else "connects to the database")
+    say("opens the embedded database" if settings.database_url is None else "connects to the database")
     async with command_client(settings) as client:
         follower = JobFollower(client, jobs)
         try:

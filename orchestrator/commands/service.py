@@ -13,12 +13,12 @@ from pgqueuer.domain.models import Job
 
 from orchestrator.adapters.postgres.migrate import migrate
 from orchestrator.adapters.postgres.outgoing import messages_of, take_rows
-from orchestrator.client.job_messages import new_job_id
+from orchestrator.client.job_messages import with_job_id
 from orchestrator.commands.orphans import cancel_orphans
 from orchestrator.commands.session import ReadSettings, command_client, command_pool, say
 from orchestrator.domain.errors import InfrastructureError, InvalidJob, UsageError
 from orchestrator.domain.messages import OUTGOING_QUEUES, QUEUE_ADD_JOB, EvalJobMessage
-from orchestrator.runtime import Liveness, control_plane, open_database
+from orchestrator.runtime import Liveness, control_plane, open_database, stop_what_runs
 
 CONSUME_POLL_SECONDS = 0.5
 
@@ -42,6 +42,22 @@ async def up_command(read_settings: ReadSettings) -> int:
     return 0
 
 
+async def down_command(read_settings: ReadSettings) -> int:
+    """Stop the control plane of the database on the cluster of `RAY_ADDRESS`; its jobs stay for the next one.
+
+    Raises:
+        UsageError: no cluster is named.
+    """
+    if not os.environ.get("RAY_ADDRESS"):
+        raise UsageError("name the cluster that the control plane runs on: RAY_ADDRESS=HOST:6379, or auto")
+    settings = read_settings()
+    async with command_client(settings) as client:
+        say(f"stops the control plane of {client.database}")
+        if not await stop_what_runs(settings, client.database):
+            say("none ran on this cluster")
+    return 0
+
+
 async def _until_gone(liveness: Liveness) -> None:
     """Wait until cancelled.
 
@@ -60,7 +76,7 @@ async def submit_command(read_settings: ReadSettings, path: Path) -> int:
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
     try:
-        message = EvalJobMessage.parse(_with_job_id(payload))
+        message = EvalJobMessage.parse(with_job_id(payload))
     except InvalidJob as error:
         # The file is what the person knows; the job_id may be one of ours.
         place = "standard input" if str(path) == "-" else str(path)
@@ -70,17 +86,6 @@ async def submit_command(read_settings: ReadSettings, path: Path) -> int:
     say(f"job {message.job_id} {'is queued' if fresh else 'was there already, unchanged'}")
     print(message.job_id)
     return 0
-
-
-def _with_job_id(payload: bytes) -> bytes:
-    """The payload, with a fresh job_id where it is an object that names none."""
-    try:
-        content = json.loads(payload)
-    except (ValueError, RecursionError):
-        return payload  # which will be refused with the reason
-    if not isinstance(content, dict) or "job_id" in content:
-        return payload
-    return json.dumps({"job_id": new_job_id()} | content).encode()
 
 
 async def consume_command(read_settings: ReadSettings, queue: str, *, follow: bool, limit: int | None) -> int:

@@ -50,6 +50,33 @@ class JobIdTaken(UsageError):
         return f"job {self.job_id} exists with other content: submit it under another job_id"
 
 
+class Superseded(UsageError):
+    """A newer generation of the control plane runs: this one has no right to start."""
+
+    def __init__(self, newest: int, own: int) -> None:
+        super().__init__(newest, own)
+        self.newest = newest
+        self.own = own
+
+    def __str__(self) -> str:
+        return (
+            f"generation {self.newest} of this installation's control plane runs on the cluster already, and "
+            f"this one is {self.own}: somebody has started newer code or other settings since. Start again "
+            "to take its place"
+        )
+
+
+class KeyReused(UsageError):
+    """An Idempotency-Key came before, with another request."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(key)
+        self.key = key
+
+    def __str__(self) -> str:
+        return "this Idempotency-Key was used for another job: send a new key with a new job"
+
+
 class JobNotFinished(OrchestratorError):
     """A wait for a job's end was given up; the job goes on."""
 

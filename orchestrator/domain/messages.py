@@ -35,6 +35,8 @@ QUEUE_STATUS = "job_status_update"
 QUEUE_EPISODE = "episode_data"
 QUEUE_STEP = "episode_step_data"
 NOT_VALID = "the job's message is not valid: "
+PROTOCOLS = ("openpi",)
+
 OUTGOING_QUEUES = (QUEUE_RESULT, QUEUE_STATUS, QUEUE_EPISODE, QUEUE_STEP)
 
 MAX_NAME_CHARS = 512
@@ -58,6 +60,12 @@ def _sha256(value: str) -> str:
 def _pinned_image(value: str) -> str:
     if re.search("@sha256:[0-9a-f]{64}$", value) is None:
         raise ValueError("must be an image pinned by its digest, like name@sha256:...")
+    return value
+
+
+def _known_protocol(value: str) -> str:
+    if value not in PROTOCOLS:
+        raise ValueError(f"must be a protocol that is spoken here: {', '.join(PROTOCOLS)}")
     return value
 
 
@@ -140,7 +148,7 @@ class EvalJobMessage(Message):
     artifact_sha256: Annotated[str, AfterValidator(_sha256)] | None = None
     artifact_size_bytes: Annotated[Whole, Field(ge=0, le=2**50)] | None = None
     image: Annotated[Name, AfterValidator(_pinned_image)] | None = None
-    protocol: Name = "openpi"
+    protocol: Annotated[Name, AfterValidator(_known_protocol)] = "openpi"
     priority: Annotated[Whole, Field(ge=-(2**31), le=2**31 - 1)] = 0
     seed_group: Name | None = None
     episodes_per_task: Annotated[Whole, Field(ge=1, le=1_000_000)] | None = None

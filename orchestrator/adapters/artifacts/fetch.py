@@ -21,7 +21,15 @@ from uuid import uuid4
 import httpx
 
 from orchestrator.adapters.artifacts.sources import CHUNK_BYTES, chunks_of_backend, chunks_of_file
-from orchestrator.adapters.artifacts.urls import DEFAULT_PORTS, check_host, host_of, parse_url, resolve, shown
+from orchestrator.adapters.artifacts.urls import (
+    DEFAULT_PORTS,
+    check_host,
+    host_of,
+    is_listed,
+    parse_url,
+    resolve,
+    shown,
+)
 from orchestrator.domain.errors import InfrastructureError, SubmissionError, UsageError
 from orchestrator.domain.messages import EvalJobMessage
 
@@ -45,6 +53,7 @@ class FetchLimits:
     `hosts`: None allows every public host; else `example.org` allows that name and `.example.org` every name
     below it, in redirects as well. For object stores the host is the bucket. `file` knows no hosts.
     `allow_private_addresses` admits private and loopback addresses, never link-local ones.
+    `private_hosts`: the same for these hosts alone, spelt as `hosts`: an artifact store in the cluster.
     `ca_file`: PEM file of the certificate authorities to trust instead of the public ones.
     """
 
@@ -53,6 +62,7 @@ class FetchLimits:
     schemes: tuple[str, ...]
     hosts: tuple[str, ...] | None = None
     allow_private_addresses: bool = False
+    private_hosts: tuple[str, ...] = ()
     ca_file: str | None = None
 
 
@@ -204,7 +214,8 @@ async def _get(
     url: httpx.URL, context: ssl.SSLContext, received: _Received, limits: FetchLimits
 ) -> str | None:
     """Where the server redirects to, or None when the archive was received."""
-    addresses = await resolve(url, allow_private=limits.allow_private_addresses)
+    may_be_private = limits.allow_private_addresses or is_listed(url, limits.private_hosts)
+    addresses = await resolve(url, allow_private=may_be_private)
     failure: httpx.TransportError = httpx.ConnectError("no address")
     for address in addresses[:MAX_ADDRESSES]:
         try:

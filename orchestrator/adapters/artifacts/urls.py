@@ -106,6 +106,11 @@ def check_host(url: httpx.URL, allowed: Collection[str] | None) -> None:
         raise SubmissionError(f"archives may not be fetched from {host}: allowed are {names}")
 
 
+def is_listed(url: httpx.URL, hosts: Collection[str]) -> bool:
+    """Whether the URL's host is one of these, as in `check_host`."""
+    return any(_matches(host_of(url).lower(), entry) for entry in hosts)
+
+
 def _decodes(url: httpx.URL) -> bool:
     try:
         return bool(url.host)

@@ -173,6 +173,8 @@ class Canaries:
                 said = await self.api.log(self.maker.namespace, canary.name)
             except ApiRefused as refused:
                 said = str(refused)
+                if refused.status == 403:  # a right that is not gained
+                    break
             report = ProbeReport.find(said, canary.nonce)
             if report is not None:
                 return report
@@ -221,10 +223,10 @@ class Canaries:
                 except ApiRefused as refused:
                     if refused.status == 404:
                         break
-                    why = str(refused)
+                    why, is_final = str(refused), refused.status == 403  # a right that is not gained
                 except InfrastructureError as error:
-                    why = str(error)
-                if time.monotonic() >= deadline:
+                    why, is_final = str(error), False
+                if is_final or time.monotonic() >= deadline:
                     log.warning("canary_left", kind=plural, name=name, why=why, next="it expires")
                     break
                 await asyncio.sleep(pause)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.adapters.kubernetes.manifests import CONTAINER
 from orchestrator.domain.episodes import FaultClass
 from orchestrator.ports import Evidence, Verdict
 
@@ -84,14 +85,14 @@ def view_of(pod: Json) -> PodView:
     try:
         metadata, spec, status = pod["metadata"], pod.get("spec") or {}, pod.get("status") or {}
         conditions = {each["type"]: each for each in status.get("conditions") or []}
-        state: Json = ((status.get("containerStatuses") or [{}])[0].get("state")) or {}
+        state: Json = _of_submission(status.get("containerStatuses")).get("state") or {}
         scheduled: Json = conditions.get("PodScheduled") or {}
         disruption: Json = conditions.get("DisruptionTarget") or {}
         return PodView(
             name=metadata["name"],
             uid=metadata["uid"],
             version=int(metadata["resourceVersion"]),
-            image=((spec.get("containers") or [{}])[0]).get("image") or "",
+            image=_of_submission(spec.get("containers")).get("image") or "",
             phase=status.get("phase") or "Pending",
             reason=status.get("reason") or "",
             message=status.get("message") or "",
@@ -108,6 +109,12 @@ def view_of(pod: Json) -> PodView:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"no pod: {error}") from error
+
+
+def _of_submission(containers: Sequence[Json] | None) -> Json:
+    """The submission's container, or its status: a cluster may add others to every pod (a mesh's proxy)."""
+    named = [each for each in containers or () if each.get("name", CONTAINER) == CONTAINER]
+    return named[0] if named else {}
 
 
 def _unschedulable(condition: Json) -> str:

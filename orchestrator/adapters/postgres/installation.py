@@ -51,6 +51,25 @@ async def take_generation(pool: asyncpg.Pool[asyncpg.Record], fingerprint: str) 
     return Installation(row["installation_id"], row["secret"], generation)
 
 
+async def current_installation(pool: asyncpg.Pool[asyncpg.Record]) -> Installation:
+    """The installation as it stands; no generation is taken."""
+    row = only_row(await pool.fetchrow("SELECT installation_id, secret, generation FROM installation"))
+    return Installation(row["installation_id"], row["secret"], row["generation"])
+
+
+async def note_consumer(pool: asyncpg.Pool[asyncpg.Record]) -> None:
+    """Note that a consumer has gone over all jobs just now."""
+    await pool.execute("UPDATE installation SET consumer_seen_at = clock_timestamp()")
+
+
+async def consumer_silence_seconds(pool: asyncpg.Pool[asyncpg.Record]) -> float | None:
+    """How long ago a consumer last went over all jobs, by the database's clock; None: never."""
+    seconds = await pool.fetchval(
+        "SELECT extract(epoch FROM clock_timestamp() - consumer_seen_at) FROM installation"
+    )
+    return None if seconds is None else float(seconds)
+
+
 async def has_client(pool: asyncpg.Pool[asyncpg.Record], application_name: str) -> bool:
     """Whether a process of this name is connected to the pool's database now."""
     return bool(

@@ -173,6 +173,15 @@ class PostgresJobStore:
         text = await self.pool.fetchval("SELECT message FROM results WHERE job_id = $1", job_id)
         return None if text is None else EvalResultMessage.model_validate_json(text)
 
+    async def benchmark(self, job_id: int) -> str:
+        """The job's PROVIDER/NAME; empty where there is no such job."""
+        name = await self.pool.fetchval(
+            """SELECT (message ->> 'env_provider') || '/' || (message ->> 'benchmark_name')
+               FROM jobs WHERE job_id = $1""",
+            job_id,
+        )
+        return str(name or "")
+
     async def held_count(self) -> int:
         """How many jobs are STARTING or RUNNING."""
         return int(

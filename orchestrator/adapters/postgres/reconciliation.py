@@ -11,6 +11,7 @@ import asyncpg
 from pgqueuer.domain.settings import db_settings
 
 from orchestrator.adapters.postgres.client_leases import FollowedJob, followed_jobs
+from orchestrator.adapters.postgres.installation import note_consumer
 from orchestrator.domain.lifecycle import TIME_IS_OVER
 from orchestrator.domain.messages import QUEUE_ADD_JOB
 
@@ -29,9 +30,13 @@ class Overdue:
 
 @dataclass(frozen=True)
 class ReconciliationQueries:
-    """Read-only."""
+    """Read-only, but for the note that the reconciler was here."""
 
     pool: asyncpg.Pool[asyncpg.Record] = field(repr=False)
+
+    async def note_pass(self) -> None:
+        """Note that all jobs have been gone over just now: `/readyz` looks at it."""
+        await note_consumer(self.pool)
 
     async def unsupervised(self) -> list[int]:
         """STARTING and RUNNING jobs whose lease has lapsed, by priority."""

@@ -25,6 +25,7 @@ class FakeRecipe:
 
     generation: int = 3
     namespace: str = "orchestrator-test"
+    control_resource: str | None = None
     failures: list[Exception] = field(default_factory=list, compare=False)
     opened: Any = None
 
@@ -142,7 +143,7 @@ async def test_older_code_does_not_take_the_place_of_newer(
 async def test_the_jobs_with_a_supervisor_are_read_off_the_names(monkeypatch: pytest.MonkeyPatch) -> None:
     only_live_actors(monkeypatch, "job-12", "job-3", "job-x", "result-sink-g3")
 
-    assert await RaySupervisors(FakeRecipe()).jobs() == [3, 12]
+    assert await RaySupervisors(FakeRecipe(), no_benchmark).jobs() == [3, 12]
 
 
 async def test_a_cluster_that_is_away_is_an_infrastructure_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -152,7 +153,11 @@ async def test_a_cluster_that_is_away_is_an_infrastructure_error(monkeypatch: py
     monkeypatch.setattr(ray.util, "list_named_actors", fail)
 
     with pytest.raises(InfrastructureError, match="Failed to connect to GCS"):
-        await RaySupervisors(FakeRecipe()).jobs()
+        await RaySupervisors(FakeRecipe(), no_benchmark).jobs()
+
+
+async def no_benchmark(_: int) -> str:
+    return ""
 
 
 def only_live_actors(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

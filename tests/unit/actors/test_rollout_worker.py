@@ -418,7 +418,7 @@ async def test_a_job_with_an_unknown_benchmark_is_refused_by_prepare() -> None:
 async def test_an_actor_that_was_not_prepared_says_so() -> None:
     actor = RolloutWorkerActor(7)
 
-    assert repr(actor) == "RolloutWorker(job 7, worker 0, not prepared)"
+    assert repr(actor) == "RolloutWorker(job 7, worker 0)"
     with pytest.raises(InfrastructureError, match="not prepared"):
         await actor.run([a_run()])
     await actor.stop()

@@ -20,6 +20,7 @@ VALUES: dict[Any, object] = {
     bytes: b"b",
     bool: True,
     object: "thing",
+    dict[str, str]: {"name": "value"},
     Finding: Finding(Mark.WRONG, "loads", "it does not"),
 }
 

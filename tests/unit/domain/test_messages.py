@@ -70,6 +70,7 @@ def test_a_job_id_that_is_none_cannot_be_answered(job_id: object) -> None:
         {"artifact_sha256": "abc"},
         {"artifact_expires_at": "2026-01-02T03:04:05"},
         {"image": "ghcr.io/someone/policy:latest"},
+        {"protocol": "telepathy"},
         {"resources": {"workers": 0}},
         {"priority": 2**31},
     ],

@@ -204,6 +204,19 @@ async def test_a_private_address_is_refused_before_it_is_dialled(
     assert server.connections == 0
 
 
+async def test_a_private_address_is_dialled_for_the_hosts_that_an_operator_lists(
+    server: ArchiveServer, limits: FetchLimits, target: Path, refused: Callable[..., Any]
+) -> None:
+    server.answer("/a", BODY)
+    store = replace(limits, allow_private_addresses=False, private_hosts=("localhost",))
+
+    other = await refused(job(server.url("/a", "127.0.0.1")), store)
+    await fetch_archive(job(server.url("/a", "localhost")), target, store)
+
+    assert target.read_bytes() == BODY
+    assert "not public" in other
+
+
 async def test_one_private_address_among_public_ones_is_enough_to_refuse(
     limits: FetchLimits, refused: Callable[..., Any], resolver: Resolver
 ) -> None:

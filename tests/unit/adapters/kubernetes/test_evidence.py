@@ -324,3 +324,24 @@ def test_a_view_keeps_the_reason_for_which_no_node_takes_it() -> None:
 
     assert (seen.unschedulable, seen.is_scheduled) == (f"Unschedulable: {message}", False)
     assert seen.terminated is None
+
+
+def test_a_container_that_the_cluster_adds_to_every_pod_is_not_taken_for_the_submission() -> None:
+    pod = {
+        "metadata": {"name": "submission-1", "uid": "1", "resourceVersion": "1"},
+        "spec": {"containers": [{"name": "mesh", "image": "proxy"}, {"name": "submission", "image": "ours"}]},
+        "status": {
+            "phase": "Running",
+            "containerStatuses": [
+                {"name": "mesh", "state": {"running": {}}},
+                {"name": "submission", "state": {"terminated": {"reason": "Error", "exitCode": 3}}},
+            ],
+        },
+    }
+
+    seen = view_of(pod)
+
+    assert seen.image == "ours"
+    assert seen.terminated is not None
+    assert seen.terminated.exit_code == 3
+    assert not seen.runs

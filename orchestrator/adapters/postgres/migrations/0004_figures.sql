@@ -1,0 +1,2 @@
+-- The jobs that ended since somebody last looked.
+CREATE INDEX jobs_ended ON jobs (finished_at) WHERE finished_at IS NOT NULL;

@@ -1,0 +1,1 @@
+"""The HTTP API: reads and writes Postgres through the client, and knows nothing of actors."""
