@@ -1,7 +1,7 @@
 """Whether an actor of the control plane still has its place: a process that stood still may have lost it.
 
-Ray does not end a process that is stopped when it kills its actor or makes a newer generation's. Once such a
-process goes on, it must find out by itself, before it acts on anything.
+Ray ends a stopped process only some seconds after it has killed its actor, and not at all where a newer
+generation's is made beside it. A process that goes on must find out by itself, before it acts on anything.
 """
 
 from __future__ import annotations
