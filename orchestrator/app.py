@@ -107,6 +107,10 @@ class ControlPlaneRecipe:
         return self.installation.generation
 
     @property
+    def drain_seconds(self) -> float:
+        return self.settings.drain_seconds
+
+    @property
     def control_resource(self) -> str | None:
         return self.settings.control_resource
 

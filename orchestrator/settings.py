@@ -126,6 +126,10 @@ class Settings(BaseSettings):
     """Whether the Ray cluster adds nodes for what waits: a job that no present node has room for then waits
     for one, up to its deadline, and does not fail at once."""
 
+    drain_seconds: Annotated[float, Field(ge=0, le=600, allow_inf_nan=False)] = 10.0
+    """Time for episodes under way to come to their end when the control plane stops or is replaced; what is
+    cut short then runs again later, with the same seeds."""
+
     reconcile_interval_seconds: Seconds = 15.0
     """Time between two rounds of the reconciler."""
 

@@ -51,6 +51,11 @@ class Recipe(Protocol):
     def generation(self) -> int: ...
 
     @property
+    def drain_seconds(self) -> float:
+        """How long episodes under way may take to their end when a supervisor is stopped."""
+        ...
+
+    @property
     def control_resource(self) -> str | None:
         """The custom resource of the nodes that the actors of the control plane run on; None: of any."""
         ...
@@ -314,9 +319,14 @@ class JobSupervisorActor:
         if self._supervision is not None:
             await self._supervision.report_missing(container_id)
 
-    async def stop(self) -> None:
-        """Stop the workers and give the job up, for another supervisor to go on with."""
+    async def stop(self, drain_seconds: float = 0.0) -> None:
+        """Stop the workers and give the job up, for another supervisor to go on with.
+
+        Episodes under way have this time to come to their end; what is cut short then runs again elsewhere.
+        """
         self._told.set()
+        if drain_seconds > 0 and self._supervision is not None and await self._supervision.drain():
+            await asyncio.wait({self._main}, timeout=drain_seconds)
         self._main.cancel()
         await asyncio.wait({self._main}, timeout=OPEN_SECONDS)
 

@@ -52,9 +52,9 @@ START_TRIES = 3
 START_PAUSE_SECONDS = 1.0
 # Two tries to connect, and the pause between them.
 READY_SECONDS = 25.0
-# Together about half a minute: who waits for the end of a command has no more patience.
+# Together about half a minute, with the usual drain: who waits for the end of a command has no more patience.
 STOP_CONSUMERS_SECONDS = 10.0
-STOP_SUPERVISORS_SECONDS = 15.0
+LET_GO_SECONDS = 5.0  # of a supervisor, once its episodes have ended or been cut short
 STOP_SINKS_SECONDS = 5.0
 
 
@@ -75,7 +75,7 @@ async def start_control_plane(recipe: Recipe) -> None:
     await _stop_all(
         recipe, await _lower(recipe, CONSUMER_PREFIX, recipe.generation - 1), STOP_CONSUMERS_SECONDS
     )
-    await _stop_all(recipe, await _supervisors_of_others(recipe), STOP_SUPERVISORS_SECONDS)
+    await _drain(recipe, await _supervisors_of_others(recipe))
     await _start(QueueConsumerRemote, consumer_name(recipe.generation), recipe)
     await _stop_all(recipe, await _lower(recipe, SINK_PREFIX, recipe.generation - 1), STOP_SINKS_SECONDS)
 
@@ -90,7 +90,7 @@ async def stop_control_plane(recipe: Recipe) -> None:
         await _stop_all(recipe, await _lower(recipe, CONSUMER_PREFIX, generation), STOP_CONSUMERS_SECONDS)
         if await newest_generation(recipe) <= generation:
             supervisors = await off_loop(actor_names, recipe.namespace, SUPERVISOR_PREFIX)
-            await _stop_all(recipe, supervisors, STOP_SUPERVISORS_SECONDS)
+            await _drain(recipe, supervisors)
         await _stop_all(recipe, await _lower(recipe, SINK_PREFIX, generation), STOP_SINKS_SECONDS)
     except InfrastructureError as error:
         # The cluster is away, and with it, as a rule, the actors. Leases lapse where it is not.
@@ -200,22 +200,27 @@ async def _actor_of(remote: Any, name: str, recipe: Recipe) -> Any:
     raise InfrastructureError(f"{name} does not come up on Ray: {why}")
 
 
-async def _stop_all(recipe: Recipe, names: Iterable[str], timeout_seconds: float) -> None:
+async def _drain(recipe: Recipe, supervisors: Iterable[str]) -> None:
+    """Stop them once the episodes under way have ended, or had their time."""
+    await _stop_all(recipe, supervisors, recipe.drain_seconds + LET_GO_SECONDS, recipe.drain_seconds)
+
+
+async def _stop_all(recipe: Recipe, names: Iterable[str], timeout_seconds: float, *arguments: object) -> None:
     started_at = time.monotonic()
     names = list(names)
-    await asyncio.gather(*(_stop(recipe, name, timeout_seconds) for name in names))
+    await asyncio.gather(*(_stop(recipe, name, timeout_seconds, *arguments) for name in names))
     if names:
         log.info("actors_stopped", actors=names, seconds=round(time.monotonic() - started_at, 1))
 
 
-async def _stop(recipe: Recipe, name: str, timeout_seconds: float) -> None:
+async def _stop(recipe: Recipe, name: str, timeout_seconds: float, *arguments: object) -> None:
     """Ask it to end within the time, then kill it for good."""
     try:
         actor = await off_loop(find_actor, name, recipe.namespace)
         if actor is None:
             return
         with suppress(TimeoutError, RayError):
-            await ask(actor, "stop", timeout_seconds=timeout_seconds)
+            await ask(actor, "stop", *arguments, timeout_seconds=timeout_seconds)
         await off_loop(kill_actor, actor, no_restart=True)
     except InfrastructureError as error:
         log.warning("actor_not_stopped", actor=name, why=str(error))

@@ -25,6 +25,7 @@ from orchestrator.domain.episodes import (
 )
 from orchestrator.domain.errors import (
     Fenced,
+    HandedOver,
     InfrastructureError,
     OrchestratorError,
     SubmissionError,
@@ -88,6 +89,10 @@ class Cluster(Protocol):
 
     async def settle(self, finished: FinishedEpisode) -> Any: ...
 
+    async def drain(self) -> None:
+        """Have every worker begin no other episode than the one in hand."""
+        ...
+
     async def stop(self) -> None: ...
 
 
@@ -147,6 +152,10 @@ class JobSupervision:
             # Ours are the workers; container and result belong to whoever claims next.
             log.warning("job_given_up", job_id=self.job_id, epoch=claim.epoch, why=str(error))
             return None
+        except HandedOver as error:
+            log.info("job_handed_over", job_id=self.job_id, epoch=claim.epoch, why=str(error))
+            await self._release(claim, None)
+            return None
         except asyncio.CancelledError:
             await asyncio.shield(self._release(claim, None))
             raise
@@ -159,6 +168,13 @@ class JobSupervision:
 
     def _note(self, progress: str) -> None:
         self.progress = progress
+
+    async def drain(self) -> bool:
+        """Begin no episode any more; whether some are under way, whose end `run` waits for and then returns.
+
+        With none under way there is nothing to wait for: cancel `run`.
+        """
+        return self._evaluation is not None and await self._evaluation.drain()
 
     async def report_missing(self, container_id: UUID) -> None:
         """Look at the container, which somebody did not find; where it is gone, the next run gets another."""
@@ -368,6 +384,13 @@ class Evaluation:
             lambda left: self._note(f"{left} episodes left"),
         )
         await self._rollouts.run()
+
+    async def drain(self) -> bool:
+        """Let what is under way come to its end; whether there is anything."""
+        if self._rollouts is None:
+            return False
+        await self._rollouts.drain()
+        return True
 
     async def look_at_container(self) -> None:
         """Find out whether the container is there still; before the first run whoever waits for it does."""

@@ -204,6 +204,13 @@ class RolloutCluster:
                 await asyncio.sleep(pause_seconds * random.uniform(0.5, 1.0))  # noqa: S311
                 pause_seconds = min(2 * pause_seconds, 2.0)
 
+    async def drain(self) -> None:
+        """See `Cluster.drain`. A worker that does not answer has its episode cut short, as by `stop`."""
+        asked = (ask(worker, "drain", timeout_seconds=PING_ANSWER_SECONDS) for worker in self._workers)
+        for answer in await asyncio.gather(*asked, return_exceptions=True):
+            if isinstance(answer, BaseException):
+                log.warning("worker_not_drained", job_id=self._plan.job.job_id, why=str(answer))
+
     async def stop(self) -> None:
         """Workers and placement group are gone when it returns. Idempotent."""
         workers, self._workers = self._workers, []

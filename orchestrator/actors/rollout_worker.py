@@ -74,12 +74,19 @@ class RolloutWorkerCore:
     """
 
     def __init__(
-        self, setup: WorkerSetup, environments: EnvironmentCache, publisher: Publisher, stop: threading.Event
+        self,
+        setup: WorkerSetup,
+        environments: EnvironmentCache,
+        publisher: Publisher,
+        stop: threading.Event,
+        drain: threading.Event | None = None,
     ) -> None:
+        """`stop` ends the run in hand after its current step; `drain` lets it end, and begins no other."""
         self._setup = setup
         self._environments = environments
         self._publisher = publisher
         self._stop = stop
+        self._drain = drain or threading.Event()
         self._policy = PolicyLine(
             setup.connector,
             stateless=setup.job.job_config.stateless,
@@ -104,7 +111,7 @@ class RolloutWorkerCore:
         reports: list[tuple[RunReport, Future[CommitOutcome] | None]] = []
         skip = ""
         for run in runs:
-            if skip or self._stop.is_set():
+            if skip or self._stop.is_set() or self._drain.is_set():
                 reports.append((RunReport(run, RunKind.STOPPED, skip or "stopped"), None))
                 continue
             report = self._play(run)
@@ -211,6 +218,7 @@ class RolloutWorkerActor:
         self._index = index
         self._benchmark = benchmark
         self._stop = threading.Event()
+        self._drain = threading.Event()
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="rollout")
         self._job: EvalJobMessage | None = None
         self._environments: EnvironmentCache | None = None
@@ -255,6 +263,10 @@ class RolloutWorkerActor:
         """What the worker is doing, also while it steps."""
         return repr(self)
 
+    async def drain(self) -> None:
+        """Begin no other run than the one in hand, whose end it takes as long as it takes."""
+        self._drain.set()
+
     async def stop(self) -> None:
         """End the run in hand after its current step, and let go of everything; the actor is then used up."""
         if not self._stop.is_set():
@@ -281,7 +293,7 @@ class RolloutWorkerActor:
         self._close_core()
         publisher = SinkPublisher(setup.find_sink, self._stop, timeout_seconds=setup.sink_timeout_seconds)
         environments = self._environments_for(setup.job)
-        self._core = RolloutWorkerCore(setup, environments, publisher, self._stop)
+        self._core = RolloutWorkerCore(setup, environments, publisher, self._stop, self._drain)
 
     def _environments_for(self, job: EvalJobMessage) -> EnvironmentCache:
         if self._environments is None or self._job != job:

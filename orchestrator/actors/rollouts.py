@@ -15,7 +15,7 @@ from orchestrator.actors.fruitless_faults import FruitlessFaults
 from orchestrator.actors.policy_judge import PolicyJudge, Ruling
 from orchestrator.actors.submission_container import PolicySource
 from orchestrator.domain.episodes import CommitOutcome, EpisodeKey
-from orchestrator.domain.errors import Fenced, InfrastructureError, SubmissionError, UsageError
+from orchestrator.domain.errors import Fenced, HandedOver, InfrastructureError, SubmissionError, UsageError
 from orchestrator.ports import Claim, Ledger, PolicyConnector
 
 if TYPE_CHECKING:
@@ -81,6 +81,7 @@ class Rollouts:
         self._faults = FruitlessFaults(pause)
         self._judge = PolicyJudge(tools, board, connector, self._faults)
         self._changed = asyncio.Condition()
+        self._draining = False
 
     async def run(self) -> None:
         """Returns when the board is done. Of several errors at once, the gravest is raised.
@@ -91,6 +92,7 @@ class Rollouts:
                 fresh one comes up.
             UsageError: a new worker cannot run the benchmark.
             InfrastructureError: too many faults of ours without any progress.
+            HandedOver: `drain` was called, and what was under way has come to its end.
         """
         await self._judge.recall()
         try:
@@ -99,6 +101,19 @@ class Rollouts:
                     group.create_task(self._feed(_Worker(index)))
         except BaseExceptionGroup as errors:
             raise _gravest(errors) from None
+        if not self._board.is_done:
+            raise HandedOver(f"job {self._job_id}: {self._board.unfinished} episodes are left to others")
+
+    async def drain(self) -> None:
+        """Let the episodes under way come to their end, and begin no other."""
+        async with self._changed:
+            self._draining = True
+            self._changed.notify_all()
+        await self._tools.cluster.drain()
+
+    @property
+    def _goes_on(self) -> bool:
+        return not (self._board.is_done or self._draining)
 
     async def look_at_container(self) -> None:
         """Find out whether the container is there still: no run is begun in one that is not."""
@@ -106,7 +121,7 @@ class Rollouts:
 
     async def _feed(self, worker: _Worker) -> None:
         """Keep one worker busy until nothing is left that it could do."""
-        while not self._board.is_done:
+        while self._goes_on:
             if worker.lost and not await self._replaced(worker):
                 continue
             keys = await self._take(worker.index)
@@ -122,7 +137,7 @@ class Rollouts:
 
     async def _take(self, index: int) -> list[EpisodeKey] | None:
         async with self._changed:
-            while not self._board.is_done:
+            while self._goes_on:
                 share = -(-self._board.unfinished // (2 * self._tools.cluster.size))
                 keys = self._board.take(index, max(1, min(MAX_RUNS_AT_ONCE, share)))
                 if keys:
@@ -190,7 +205,7 @@ class Rollouts:
             self._faults.progress()
         elif landing.fault is not None:
             await self._faults.count(landing.fault)
-        elif len(left) == len(keys):
+        elif len(left) == len(keys) and not self._draining:
             await self._faults.count(f"worker {worker.index} gave every episode back unplayed")
         return landing
 

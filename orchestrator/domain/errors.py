@@ -162,6 +162,10 @@ class Fenced(OrchestratorError):
         return f"job {self.job_id}: epoch {self.epoch} is not the current one any more"
 
 
+class HandedOver(OrchestratorError):
+    """The job was let go in good order, for another supervisor to go on with."""
+
+
 class SchemaMismatch(OrchestratorError):
     """The database's schema is not the one that this version of the code works with."""
 

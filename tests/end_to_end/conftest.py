@@ -145,6 +145,7 @@ async def running_plane(
         "reconcile_interval_seconds": 1.0,
         "max_concurrent_jobs": 2,
         "cpus_per_worker": 0.5,
+        "drain_seconds": 1.0,
     } | overrides
     settings = Settings(**values)
     async with open_pool(database, application_name="end-to-end test", max_size=6) as pool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections import Counter
@@ -12,7 +13,8 @@ import psutil
 import pytest
 import ray
 
-from orchestrator.actors.control_plane import sink_name, start_control_plane
+from orchestrator.actors.control_actors import CONSUMER_PREFIX
+from orchestrator.actors.control_plane import sink_name, start_control_plane, stop_control_plane
 from orchestrator.adapters.postgres.embedded import embedded_postgres
 from orchestrator.adapters.postgres.migrate import migrate
 from orchestrator.adapters.postgres.server_files import ServerFiles
@@ -22,6 +24,7 @@ from tests.end_to_end.conftest import EXAMPLES, GatedSubmission, Plane, running_
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from orchestrator.adapters.postgres.pool import Database
     from orchestrator.domain.messages import EvalJobMessage
 
 pytestmark = pytest.mark.ray
@@ -72,6 +75,39 @@ async def test_a_killed_supervisor_is_restarted_and_adopts_the_container(
     assert len(gated.processes()) == 1
     # More often on a machine so slow that the reconciler takes the restarting process for a frozen one.
     assert await plane.pool.fetchval("SELECT epoch FROM jobs") >= 2
+
+
+async def test_a_control_plane_that_stops_lets_the_episode_in_hand_end_and_the_next_one_goes_on(
+    ray_cluster: None, database: Database, scratch: Path, gated: GatedSubmission
+) -> None:
+    async with running_plane(database, scratch, drain_seconds=60.0) as plane:
+        job = gated_job(plane, gated)
+        await plane.submit(job)
+        await gated.reached()
+        before = await finished_episodes(plane, job)
+        stopping = asyncio.create_task(stop_control_plane(plane.recipe))
+        await until_draining(plane)
+
+        gated.open()
+        await stopping
+        ended = await finished_episodes(plane, job)
+        await start_control_plane(plane.recipe)
+
+        await assert_whole(plane, job, gated, ended)
+        assert len(ended) == len(before) + 1
+        assert Counter(gated.played()) == dict.fromkeys(range(EPISODES), 1)
+
+
+async def until_draining(plane: Plane) -> None:
+    """The consumer is gone, and a supervisor is still there."""
+    async with asyncio.timeout(60):
+        while any(name.startswith(CONSUMER_PREFIX) for name in await names_of_actors(plane)):
+            await asyncio.sleep(0.05)
+
+
+async def names_of_actors(plane: Plane) -> list[str]:
+    named = await asyncio.to_thread(ray.util.list_named_actors, all_namespaces=True)
+    return [actor["name"] for actor in named if actor["namespace"] == plane.recipe.namespace]
 
 
 async def test_a_killed_worker_is_replaced_and_only_its_unfinished_episodes_run_again(

@@ -233,6 +233,7 @@ class FakeCluster:
     replaced: list[int] = field(default_factory=list)
     settled: list[EpisodeRun] = field(default_factory=list)
     played: Counter[EpisodeKey] = field(default_factory=Counter)
+    draining: bool = False
 
     async def start(self, waiting: Callable[[str], Awaitable[None]]) -> None:
         raise NotImplementedError
@@ -242,6 +243,9 @@ class FakeCluster:
 
     async def describe(self) -> BenchmarkDescription:
         raise NotImplementedError
+
+    async def drain(self) -> None:
+        self.draining = True
 
     async def prepare(self, index: int, connector: PolicyConnector) -> None:
         await asyncio.sleep(0)
@@ -270,7 +274,7 @@ class FakeCluster:
         reports: list[RunReport] = []
         undecided = False
         for run in runs:
-            if undecided:
+            if undecided or self.draining:
                 reports.append(RunReport(run, RunKind.STOPPED, "not begun"))
                 continue
             reports.append(await self._play(index, run, container))

@@ -26,6 +26,7 @@ class FakeRecipe:
     generation: int = 3
     namespace: str = "orchestrator-test"
     control_resource: str | None = None
+    drain_seconds: float = 0.0
     failures: list[Exception] = field(default_factory=list, compare=False)
     opened: Any = None
 

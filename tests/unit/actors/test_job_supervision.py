@@ -38,6 +38,7 @@ class Workers:
     go_on: asyncio.Event = field(default_factory=asyncio.Event)
     playing: asyncio.Event = field(default_factory=asyncio.Event)
     stopped: asyncio.Event = field(default_factory=asyncio.Event)
+    drained: asyncio.Event = field(default_factory=asyncio.Event)
     start_error: Exception | None = None
     size: int = 1
 
@@ -65,6 +66,9 @@ class Workers:
 
     async def settle(self, finished: FinishedEpisode) -> Any:
         raise NotImplementedError
+
+    async def drain(self) -> None:
+        self.drained.set()
 
     async def stop(self) -> None:
         self.stopped.set()
@@ -156,6 +160,31 @@ async def test_a_job_that_is_played_to_its_end_is_completed_and_leaves_nothing(p
     assert (result.total_episodes, result.logs) == (EPISODES, "what it printed")
     assert scene.submission.removed == [1]
     assert scene.workers.stopped.is_set()
+
+
+async def test_a_drained_job_keeps_what_came_to_its_end_and_is_free_for_others(pool: Pool) -> None:
+    scene = await a_scene(pool)
+    run = asyncio.create_task(scene.supervision.run())
+    await scene.workers.playing.wait()
+
+    under_way = await scene.supervision.drain()
+    assert scene.workers.drained.is_set()
+    scene.workers.go_on.set()
+
+    assert under_way
+    assert await ended(run) is None
+    kept = await pool.fetchval("SELECT count(*) FROM episodes WHERE finished")
+    assert 0 < kept < EPISODES
+    assert (await scene.job())["status"] == "RUNNING"
+    assert scene.submission.removed == []  # whoever goes on adopts it
+    assert scene.workers.stopped.is_set()
+    assert not isinstance(await a_store(pool).claim(1, uuid4()), ClaimRefusal)
+
+
+async def test_before_the_first_episode_there_is_nothing_to_drain(pool: Pool) -> None:
+    scene = await a_scene(pool)
+
+    assert not await scene.supervision.drain()
 
 
 async def test_a_refused_claim_is_told_and_touches_nothing(pool: Pool) -> None:

@@ -116,6 +116,27 @@ def test_submission_faults_are_committed_and_the_rest_goes_on(worker: Worker) ->
     assert [episode.fault for episode in publisher.committed.values()] == [FaultClass.PROTOCOL_ERROR, None]
 
 
+def test_a_worker_that_drains_ends_the_run_in_hand_and_begins_no_other() -> None:
+    drain = threading.Event()
+
+    def act(_: Any) -> int:
+        drain.set()  # in the middle of the first episode
+        return 1
+
+    publisher = MemoryPublisher()
+    environments = EnvironmentCache(scripted())
+    setup = a_setup(FakeConnector(lambda: FakePolicy(act)))
+    core = RolloutWorkerCore(setup, environments, publisher, threading.Event(), drain)
+
+    reports = core.run(runs(0, 1, 2))
+    core.close()
+    environments.close()
+
+    assert [report.kind for report in reports] == [RunKind.FINISHED, RunKind.STOPPED, RunKind.STOPPED]
+    assert reports[0].commit is CommitOutcome.COMMITTED
+    assert len(publisher.committed) == 1
+
+
 def test_one_connection_serves_all_episodes_of_a_policy_that_can_be_reset(worker: Worker) -> None:
     connector = FakeConnector(lambda: FakePolicy(one_action))
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from orchestrator.actors.fruitless_faults import MAX_FRUITLESS_FAULTS
 from orchestrator.actors.rollouts import WorkerLost
 from orchestrator.domain.episodes import FaultClass
-from orchestrator.domain.errors import Fenced, InfrastructureError, SubmissionError, UsageError
+from orchestrator.domain.errors import Fenced, HandedOver, InfrastructureError, SubmissionError, UsageError
 from tests.unit.actors.simulated_job import CHARGED_WITH, Does, FakeContainer, SimulatedJob, key
 
 PLAY, CRASH, RESET = Does.PLAY, Does.CRASH, Does.RESET
@@ -430,3 +430,36 @@ async def test_a_job_without_missing_episodes_runs_nothing() -> None:
     await job.rollouts.run()
 
     assert job.policy.containers == [FakeContainer()]
+
+
+# --------------------------------------------------------------------------------------------- drain
+
+
+@WORKERS
+async def test_a_drain_lets_what_is_under_way_end_and_begins_nothing_else(workers: int) -> None:
+    job = SimulatedJob([PLAY] * 60, workers=workers)
+    running = asyncio.create_task(job.run())
+    while len(job.ledger.faults) < 3:
+        await asyncio.sleep(0)
+
+    await job.rollouts.drain()
+
+    with pytest.raises(HandedOver, match="are left to others"):
+        await running
+    finished = len(job.ledger.faults)
+    assert 3 <= finished < 60
+    assert job.board.unfinished == 60 - finished
+    assert all(count == 1 for count in job.cluster.played.values())
+    assert sum(job.cluster.played.values()) == finished
+    assert job.pauses == []
+
+
+async def test_a_drain_that_comes_when_the_last_episode_is_under_way_completes_the_job() -> None:
+    job = SimulatedJob([PLAY])
+    running = asyncio.create_task(job.run())
+    while not job.cluster.playing:
+        await asyncio.sleep(0)
+
+    await job.rollouts.drain()
+
+    assert await running == {0: None}
