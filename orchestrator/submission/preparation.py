@@ -11,7 +11,12 @@ from pathlib import Path
 
 from orchestrator.submission.archive import AGENT_FILE
 from orchestrator.submission.children import Children
-from orchestrator.submission.environments import Environment, EnvironmentStore, EnvironmentTooLarge
+from orchestrator.submission.environments import (
+    Environment,
+    EnvironmentStore,
+    EnvironmentTooLarge,
+    Record,
+)
 from orchestrator.submission.installation import CannotInstall, Installer
 from orchestrator.submission.requirements import Requirements, Uninstallable, read_requirements
 from orchestrator.submission.runtime_packages import copy_code
@@ -48,7 +53,7 @@ def prepare(
 ) -> Prepared:
     """This interpreter, or that of an environment of the submission's own where it has a requirements.txt.
 
-    `say` is told what goes on, but only where an environment is wanted.
+    `say` is told what goes on, but only where an environment is made or waited for.
 
     Raises:
         Uninstallable: its requirements cannot be met.
@@ -86,11 +91,15 @@ def _obtain(
     root = options.store or workdir / "environments"
     store = EnvironmentStore(root, options.keep, options.max_bytes)
     deadline = time.monotonic() + options.timeout_seconds
-    installer.say("looks for the environment of requirements.txt")
+
+    def make(home: Path) -> Record:
+        installer.say("makes the environment of requirements.txt")
+        return installer.make(home, requirements, deadline)
+
     try:
         return store.obtain(
             installer.key(requirements, archive_sha256),
-            lambda home: installer.make(home, requirements, deadline),
+            make,
             deadline,
             on_wait=lambda: installer.say("waits for another submission that makes the same environment"),
         )
