@@ -16,7 +16,7 @@ END_SECONDS = 3.0  # below the time between SIGTERM and SIGKILL that a pod is gi
 
 
 class Stopping(Exception):
-    """No process is started any more."""
+    """No process is started any more, and those that run are ended."""
 
 
 class Children:
@@ -56,6 +56,11 @@ class Children:
             )
             self._processes.append(process)
         return process
+
+    @property
+    def stopping(self) -> bool:
+        """Whether `end_all` was called: an end from then on is no process's own."""
+        return self._stopping
 
     def end(self, process: subprocess.Popen[bytes], timeout_seconds: float = END_SECONDS) -> None:
         """Ask the process to end, then make it; also what it leaves behind in its group."""

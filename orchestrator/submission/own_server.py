@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from orchestrator.submission.archive import SERVER_FILE
-from orchestrator.submission.children import Children, wait_with_group
+from orchestrator.submission.children import Children, Stopping, wait_with_group
 from orchestrator.submission.transport import ByteStream, ConnectionLost, open_websocket
 from orchestrator.submission.wire import WireError, WireLimits, unpackb
 
@@ -75,6 +75,7 @@ class OwnServer:
 
         Raises:
             DoesNotServe: it ended before, does not speak the protocol, or the deadline passed.
+            Stopping: it was ended because this process is about to end.
         """
         pause = _FIRST_PAUSE_SECONDS
         while not self._ended.is_set():
@@ -93,6 +94,8 @@ class OwnServer:
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
         if self._ended.is_set():
             assert self._process is not None
+            if self._children.stopping:
+                raise Stopping
             raise DoesNotServe(_early_end(self._process.wait()))
         raise DoesNotServe(f"{SERVER_FILE} did not serve in time: {self._where}")
 

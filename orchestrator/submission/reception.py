@@ -168,6 +168,8 @@ class SubmissionHost:
         except DoesNotServe as error:
             self.fail(str(error), logged=False)  # the log's last words are main.py's own
             return
+        except Stopping:
+            return
         with self._lock:
             self._state = HostState.SERVING
 
