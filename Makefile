@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all the set-up by themselves; `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-kubernetes test-kubernetes-jobs coverage check lint format docs manifests images lock \
+.PHONY: help setup demo test test-slow test-kubernetes test-kubernetes-jobs chaos coverage check lint format docs manifests images lock \
   hooks clean
 
 BIN := .venv/bin
@@ -25,6 +25,9 @@ test-kubernetes: setup ## Run on the cluster of KUBECONFIG what can be shown the
 
 test-kubernetes-jobs: setup ## 200 jobs through the Kubernetes adapter, with faults injected; SEED=... repeats a run
 	@$(BIN)/pytest -m slow -s tests/kubernetes/test_jobs.py
+
+chaos: setup ## Kill, freeze and cut whatever there is while jobs run; SEED=... repeats a schedule, KILLS=100
+	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --kills $(or $(KILLS),100) $(ARGS)
 
 coverage: setup ## Branch coverage by the tests, Ray's processes included, in htmlcov/; TESTS=... for some
 	@rm -rf .measured htmlcov

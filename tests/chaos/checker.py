@@ -121,7 +121,7 @@ CHECKS: tuple[Callable[[History], Iterator[str]], ...] = (
 
 def _once(received: list[Received]) -> Iterator[Received]:
     """Each message of each row once: a row comes again to a consumer that could not acknowledge it."""
-    yield from {(each.row, each.position): each for each in received}.values()
+    yield from {(each.database, each.row, each.position): each for each in received}.values()
 
 
 def _name(row: EpisodeRow) -> str:

@@ -11,8 +11,9 @@ Outcome = tuple[float, int]  # return, steps
 
 @dataclass(frozen=True, slots=True)
 class Received:
-    """A message that a consumer of a queue got: that at `position` in the row with this number."""
+    """A message that a consumer of a queue got: that at `position` in a database's row of this number."""
 
+    database: str
     queue: str
     row: int
     position: int
@@ -34,6 +35,7 @@ class Write:
     epoch: int
     current: int
     was_final: bool  # it had been finished before
+    at: float = 0.0  # seconds since the epoch
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ JOB, TASK, STEPS = 7, "CartPole-v1", 3
 
 
 def message(queue: str, row: int, position: int = 0, **fields: Any) -> Received:
-    return Received(queue, row, position, {"job_id": JOB, **fields})
+    return Received("a", queue, row, position, {"job_id": JOB, **fields})
 
 
 def steps_of(episode: int, row: int) -> list[Received]:
@@ -72,7 +72,7 @@ PLANTED: dict[str, tuple[Callable[[History], Any], str]] = {
         "not the one in the database",
     ),
     "a result of nobody's job": (
-        lambda h: h.received.append(Received("eval_result", 10, 0, {"job_id": 8})),
+        lambda h: h.received.append(Received("a", "eval_result", 10, 0, {"job_id": 8})),
         "nobody enqueued it",
     ),
     "a lost episode": (lambda h: h.received.pop(0), "episode CartPole-v1/0 came 0 times"),
@@ -140,3 +140,11 @@ def test_every_check_can_fail() -> None:
         seen |= {check for check in CHECKS if list(check(history))}
 
     assert seen == set(CHECKS)
+
+
+def test_rows_of_two_databases_are_two_rows() -> None:
+    history = sound()
+
+    history.received.append(replace(history.received[0], database="b"))
+
+    assert violations(history) == ["job 7, episode CartPole-v1/0 came 2 times"]

@@ -1,0 +1,97 @@
+"""What is left of jobs once all of them have their results."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from pathlib import Path
+from uuid import UUID
+
+import psutil
+
+from tests.chaos.faults import ACTORS
+from tests.chaos.world import Installation, World
+
+QUIET_SECONDS = 60.0
+POLL_SECONDS = 1.0
+
+QUERIES = {
+    "rows of containers": "SELECT count(*) FROM containers",
+    "staged parts of episodes": "SELECT count(*) FROM episode_parts",
+    "rows of queues": "SELECT count(*) FROM pgqueuer",
+    "leases": "SELECT count(*) FROM jobs WHERE lease_holder IS NOT NULL",
+    "database sessions of supervisors": """SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND application_name LIKE 'orchestrator job%'""",
+    "advisory locks": """SELECT count(*) FROM pg_locks
+        WHERE locktype = 'advisory'
+          AND database = (SELECT oid FROM pg_database WHERE datname = current_database())""",
+    "transactions that stand open": """SELECT count(*) FROM pg_stat_activity
+        WHERE datname = current_database() AND state LIKE 'idle in transaction%'""",
+}
+
+
+async def leftovers(world: World) -> tuple[list[str], float]:
+    """What is there after `QUIET_SECONDS` at the latest, and after how many seconds nothing was any more."""
+    began = time.monotonic()
+    while (found := await _found(world)) and time.monotonic() - began < QUIET_SECONDS:
+        await asyncio.sleep(POLL_SECONDS)
+    return found, time.monotonic() - began
+
+
+async def _found(world: World) -> list[str]:
+    found = [*await _on_ray(world), *_in_the_cluster(world)]
+    for installation in world.installations:
+        found += await _in_the_database(installation)
+        found += await asyncio.to_thread(_on_disk, installation)
+    return found + await asyncio.to_thread(_processes, world)
+
+
+async def _on_ray(world: World) -> list[str]:
+    try:
+        actors, groups = await world.cluster.actors(), await world.cluster.placement_groups()
+    except TimeoutError:
+        return ["the GCS does not answer"]
+    of_jobs = (ACTORS["supervisor"], ACTORS["worker"])
+    left = [f"actor {actor.kind} {actor.name}" for actor in actors if actor.kind in of_jobs]
+    return left + [f"placement group {group}" for group in groups]
+
+
+def _in_the_cluster(world: World) -> list[str]:
+    return [f"{plural} {name}" for plural in ("pods", "configmaps") for name in world.double.names(plural)]
+
+
+async def _in_the_database(installation: Installation) -> list[str]:
+    found = []
+    for what, query in QUERIES.items():
+        count = await installation.line.ask(lambda connection, query=query: connection.fetchval(query))
+        if count:
+            found.append(f"{installation.name}: {count} {what}")
+    return found
+
+
+def _on_disk(installation: Installation) -> list[str]:
+    data = installation.directory / "data"
+    scratch = list(data.glob("scratch/*/*/*"))
+    containers = [path for path in data.glob("*/*/*") if _is_container(path)]
+    return [f"directory {path.relative_to(installation.directory)}" for path in scratch + containers]
+
+
+def _is_container(path: Path) -> bool:
+    with suppress(ValueError):
+        UUID(path.name), UUID(path.parent.name)
+        return path.is_dir()
+    return False
+
+
+def _processes(world: World) -> list[str]:
+    """Shims, submissions and what they started: all work in a directory of the run."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            line = " ".join(process.cmdline())
+            if "submission" in line and (
+                str(world.directory) in line or str(world.directory) in process.cwd()
+            ):
+                found.append(f"process {process.pid}: {line[:120]}")
+    return found
