@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import random
+import signal
 import sys
 import time
 from collections import Counter
@@ -56,7 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
     print(f"SEED={seed} KILLS={options.kills}", flush=True)
-    return asyncio.run(_run(seed, options))
+    return asyncio.run(_until_told(seed, options))
+
+
+async def _until_told(seed: int, options: argparse.Namespace) -> int:
+    """The run; SIGTERM ends it as Ctrl-C does, and nothing of it is left."""
+    running = asyncio.create_task(_run(seed, options))
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, running.cancel)
+    return await running
 
 
 async def _run(seed: int, options: argparse.Namespace) -> int:

@@ -22,6 +22,8 @@ NODES = 3
 CPUS = 4
 OBJECT_STORE_BYTES = 80 * 2**20
 ASK_SECONDS = 20.0
+END_SECONDS = 30.0
+PREFIX = "orc-cr-"  # short: sockets below it have long names
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +39,8 @@ class ChaosCluster:
     """Made in a directory of its own, with a short path; `close` leaves nothing of it."""
 
     def __init__(self) -> None:
-        self.directory = Path(tempfile.mkdtemp(prefix=f"orc-cr-{os.getpid()}-", dir="/tmp"))
+        _sweep()
+        self.directory = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp"))
         # Nodes and what they start inherit it.
         os.environ.update(
             RAY_AUTH_MODE="disabled",
@@ -125,23 +128,37 @@ class ChaosCluster:
 
     def processes(self) -> list[psutil.Process]:
         """Every process of the cluster: all name its directory."""
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.pid != os.getpid() and any(
-                    str(self.directory) in part for part in process.cmdline()
-                ):
-                    found.append(process)
-        return found
+        return _processes_of(self.directory)
 
     def close(self) -> None:
         """End every process of it."""
         with suppress(Exception):
             self._cluster.shutdown()
-        until = time.monotonic() + 30
-        while (left := self.processes()) and time.monotonic() < until:
-            for process in left:
-                with suppress(psutil.Error):
-                    process.kill()
-            time.sleep(0.1)
-        shutil.rmtree(self.directory, ignore_errors=True)
+        _remove(self.directory)
+
+
+def _sweep() -> None:
+    """End the clusters whose runner was killed."""
+    for directory in Path("/tmp").glob(f"{PREFIX}*-*"):
+        runner = directory.name.removeprefix(PREFIX).split("-")[0]
+        if runner.isdigit() and not psutil.pid_exists(int(runner)):
+            _remove(directory)
+
+
+def _remove(directory: Path) -> None:
+    until = time.monotonic() + END_SECONDS
+    while (left := _processes_of(directory)) and time.monotonic() < until:
+        for process in left:
+            with suppress(psutil.Error):
+                process.kill()
+        time.sleep(0.1)
+    shutil.rmtree(directory, ignore_errors=True)
+
+
+def _processes_of(directory: Path) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.pid != os.getpid() and any(str(directory) in part for part in process.cmdline()):
+                found.append(process)
+    return found

@@ -15,13 +15,15 @@ from tests.chaos.schedule import Kind
 
 SEED = os.environ.get("SEED", "20")
 KILLS = len(Kind)
+LIMIT_SECONDS = 480.0
+ENDING_SECONDS = 90.0
 
 
 @pytest.mark.ray
-@pytest.mark.timeout(480)
+@pytest.mark.timeout(600)
 def test_no_job_is_lost_no_result_comes_twice_and_nothing_is_left_whatever_dies(tmp_path: Path) -> None:
     report = tmp_path / "report.json"
-    run = subprocess.run(
+    run = subprocess.Popen(
         [
             *(sys.executable, "-u", "-m", "tests.chaos", "--seed", SEED, "--kills", str(KILLS)),
             *("--gap", "4", "--report", str(report)),
@@ -29,13 +31,19 @@ def test_no_job_is_lost_no_result_comes_twice_and_nothing_is_left_whatever_dies(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        check=False,
     )
+    try:
+        output, _ = run.communicate(timeout=LIMIT_SECONDS)
+    except BaseException:
+        run.terminate()  # it ends what it started
+        print(run.communicate(timeout=ENDING_SECONDS)[0])
+        raise
 
-    assert run.returncode == 0, run.stdout
-    assert f"SEED={SEED}" in run.stdout
-    assert "VIOLATION" not in run.stdout
+    assert run.returncode == 0, output
+    assert f"SEED={SEED}" in output
+    assert "VIOLATION" not in output
     told = json.loads(report.read_text())
-    assert len(told["faults"]) + len(told["failpoints"]) >= KILLS
-    [jobs] = re.findall(r"(\d+) jobs acknowledged", run.stdout)
+    assert len(told["faults"]) + len(told["without_victim"]) == KILLS
+    assert len(told["faults"]) >= KILLS - 2
+    [jobs] = re.findall(r"(\d+) jobs acknowledged", output)
     assert int(jobs) >= 20
