@@ -9,11 +9,11 @@ from uuid import UUID
 from orchestrator.adapters.postgres.api_tokens import ApiToken, find_token
 from orchestrator.adapters.postgres.idempotency import reserve_job_id
 from orchestrator.adapters.postgres.installation import consumer_silence_seconds
-from orchestrator.adapters.postgres.migrate import SCHEMA_VERSION, schema_version
+from orchestrator.adapters.postgres.migrate import SCHEMA_VERSION, read_schema
 from orchestrator.api.problems import Problem
 from orchestrator.api.schemas import CheckBody, ReadinessBody
 from orchestrator.client import AsyncClient
-from orchestrator.domain.errors import InfrastructureError
+from orchestrator.domain.errors import InfrastructureError, SchemaMismatch
 from orchestrator.settings import Settings
 
 # Of a request: whoever sent it waits, and may send it again.
@@ -42,7 +42,7 @@ class ApiClient(AsyncClient):
     async def readiness(self) -> ReadinessBody:
         """Whether a job that is submitted now would run: database, schema, consumer."""
         try:
-            found = await self._ask(lambda now: schema_version(now.pool))
+            schema = await self._ask(lambda now: read_schema(now.pool))
             silence = await self._ask(lambda now: consumer_silence_seconds(now.pool))
         except InfrastructureError:
             return not_ready("the database does not answer")
@@ -50,10 +50,10 @@ class ApiClient(AsyncClient):
             CheckBody(name="database", ready=True, detail="answers"),
             CheckBody(
                 name="schema",
-                ready=found == SCHEMA_VERSION,
-                detail=f"version {found}"
-                if found == SCHEMA_VERSION
-                else f"version {found}, and this code works with {SCHEMA_VERSION}: `orchestrator db migrate`",
+                ready=schema.works_here,
+                detail=f"version {schema.version}"
+                if schema.works_here
+                else str(SchemaMismatch(schema.version, SCHEMA_VERSION)),
             ),
             self._consumer_check(silence),
         ]

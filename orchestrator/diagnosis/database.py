@@ -26,7 +26,7 @@ from orchestrator.adapters.postgres.inspection import (
     unfinished_jobs,
 )
 from orchestrator.adapters.postgres.installation import has_client
-from orchestrator.adapters.postgres.migrate import SCHEMA_VERSION, schema_version
+from orchestrator.adapters.postgres.migrate import SCHEMA_VERSION, read_schema
 from orchestrator.adapters.postgres.pool import Database, open_pool
 from orchestrator.adapters.postgres.server_files import (
     POSTGRES_MAJOR,
@@ -177,16 +177,17 @@ async def schema(pool: Pool, *, embedded: bool) -> Finding:
     """Whether the tables are those of this version."""
     async with pool.acquire() as connection:
         behind = await pgqueuer_state(connection)
-    found = await schema_version(pool)
-    versions = f"version {found} of our tables; this orchestrator works with {SCHEMA_VERSION}"
-    if found > SCHEMA_VERSION:
+    found = await read_schema(pool)
+    versions = f"version {found.version} of our tables; this orchestrator works with {SCHEMA_VERSION}"
+    if found.works_with > SCHEMA_VERSION:
         return Finding.broken(versions, "install the newer orchestrator, or use another database")
-    if found == SCHEMA_VERSION and behind == 0:
-        return Finding.ok(f"version {found} of our tables, and those of pgqueuer")
+    if found.works_here and behind == 0:
+        newer = "" if found.version == SCHEMA_VERSION else ", newer than this orchestrator, and good for it"
+        return Finding.ok(f"version {found.version} of our tables{newer}, and those of pgqueuer")
     what = versions
-    if found == SCHEMA_VERSION:
+    if found.works_here:
         state = "not there" if behind is None else f"{behind} changes behind"
-        what = f"version {found} of our tables, but those of pgqueuer are {state}"
+        what = f"version {found.version} of our tables, but those of pgqueuer are {state}"
     if embedded:
         return Finding.ok(f"{what}; the next command brings it up to date")
     return Finding.broken(what, "orchestrator db migrate")
@@ -256,5 +257,5 @@ async def _has_tables(pool: Pool) -> bool:
     """Whether there is anything to ask for jobs and queue; what is wrong with it the schema check says."""
     with contextlib.suppress(asyncpg.PostgresError, OSError):
         async with asyncio.timeout(DEADLINE_SECONDS), pool.acquire() as connection:
-            return await schema_version(pool) > 0 and await pgqueuer_state(connection) is not None
+            return (await read_schema(pool)).version > 0 and await pgqueuer_state(connection) is not None
     return False

@@ -20,8 +20,12 @@ Connection: TypeAlias = asyncpg.Connection | asyncpg.pool.PoolConnectionProxy
 
 LOCK_EXCLUSIVE = "SELECT pg_advisory_xact_lock($1::bigint)"
 LOCK_SHARED = "SELECT pg_advisory_xact_lock_shared($1::bigint)"
-READ_JOB = "SELECT * FROM jobs WHERE job_id = $1"
-READ_JOB_FOR_UPDATE = "SELECT * FROM jobs WHERE job_id = $1 FOR UPDATE"
+# By their names: a statement prepared with a star fails once where a later version adds a column.
+JOB_COLUMNS = """job_id, message, local, priority, status, detail, epoch, lease_holder, lease_expires_at,
+    client_lease_expires_at, deadline_at, cancel_requested_at, cancel_reason, container_id, outcomes_at_claim,
+    claims_without_progress, error, created_at, claimed_at, running_at, finished_at"""
+READ_JOB = f"SELECT {JOB_COLUMNS} FROM jobs WHERE job_id = $1"  # noqa: S608 - a constant
+READ_JOB_FOR_UPDATE = f"{READ_JOB} FOR UPDATE"
 
 
 @asynccontextmanager

@@ -11,7 +11,7 @@ from typing import Any
 
 import asyncpg
 
-from orchestrator.adapters.postgres.fence import Connection, only_row
+from orchestrator.adapters.postgres.fence import JOB_COLUMNS, Connection, only_row
 from orchestrator.adapters.postgres.installation import has_client
 from orchestrator.adapters.postgres.job_events import read_events
 from orchestrator.adapters.postgres.ledger import EPISODE_OUTCOME, outcome_from_row
@@ -70,8 +70,9 @@ class JobReports:
         """Everything about one job but what it waits for; None where there is none of this id."""
         async with self._one_moment() as connection:
             row = await connection.fetchrow(
-                """SELECT *, coalesce(lease_expires_at > clock_timestamp(), false) AS lease_is_live
-                   FROM jobs WHERE job_id = $1""",
+                f"""SELECT {JOB_COLUMNS}, client,
+                        coalesce(lease_expires_at > clock_timestamp(), false) AS lease_is_live
+                    FROM jobs WHERE job_id = $1""",  # noqa: S608 - a constant
                 job_id,
             )
             if row is None:

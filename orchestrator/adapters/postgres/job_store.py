@@ -13,7 +13,14 @@ from uuid import UUID
 import asyncpg
 
 from orchestrator.adapters.postgres import ledger as ledger_sql
-from orchestrator.adapters.postgres.fence import Connection, check_epoch, exclusively, only_row, storable
+from orchestrator.adapters.postgres.fence import (
+    JOB_COLUMNS,
+    Connection,
+    check_epoch,
+    exclusively,
+    only_row,
+    storable,
+)
 from orchestrator.adapters.postgres.job_events import record_event
 from orchestrator.adapters.postgres.queue import enqueue_job, enqueue_message
 from orchestrator.domain.errors import Fenced, InfrastructureError, JobIdTaken, UsageError
@@ -39,10 +46,10 @@ MAX_BACKOFF_SECONDS = 60.0
 MAX_REASON_CHARS = 500
 TIME_FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 
-SELECT_JOB = """
-    SELECT *, coalesce(lease_expires_at > clock_timestamp(), false) AS lease_is_live,
+SELECT_JOB = f"""
+    SELECT {JOB_COLUMNS}, coalesce(lease_expires_at > clock_timestamp(), false) AS lease_is_live,
            extract(epoch FROM deadline_at - clock_timestamp())::float8 AS deadline_seconds_left
-    FROM jobs WHERE job_id = $1"""
+    FROM jobs WHERE job_id = $1"""  # noqa: S608 - a constant
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,7 +486,8 @@ class PostgresJobStore:
     async def current_container(self, claim: Claim) -> ContainerRecord | None:
         """The job's container, unless someone has begun to remove it."""
         row = await self.pool.fetchrow(
-            """SELECT c.* FROM containers c JOIN jobs j ON j.container_id = c.container_id
+            """SELECT c.container_id, c.job_id, c.attempt, c.handle, c.removing
+               FROM containers c JOIN jobs j ON j.container_id = c.container_id
                WHERE j.job_id = $1 AND NOT c.removing""",
             claim.job.job_id,
         )

@@ -1,10 +1,14 @@
-"""Brings a database to this version's schema: pgqueuer's tables and ours, in one go, under one lock."""
+"""Brings a database to this version's schema: pgqueuer's tables and ours, in one go, under one lock.
+
+A migration that only adds says in its first line with which earlier code its schema works:
+`-- Works with the code of schema 3.`; one that says nothing needs its own.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import TYPE_CHECKING, TypeAlias
@@ -27,11 +31,28 @@ _LOCK_WAIT_SECONDS = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Migration:
-    """One numbered SQL file, applied once and in one transaction."""
+    """One numbered SQL file, applied once and in one transaction.
+
+    Code of schema `works_with`, or of a later one, can work with what it makes.
+    """
 
     version: int
     name: str
+    works_with: int
     sql: str = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Schema:
+    """The version of our schema that a database has, 0 where it was never migrated."""
+
+    version: int
+    works_with: int  # the code of this schema, and of later ones
+
+    @property
+    def works_here(self) -> bool:
+        """Whether this code can work with it."""
+        return self.works_with <= SCHEMA_VERSION <= self.version
 
 
 def _load_migrations() -> tuple[Migration, ...]:
@@ -39,8 +60,16 @@ def _load_migrations() -> tuple[Migration, ...]:
     found = []
     for file in folder.iterdir():
         if match := re.fullmatch(r"(\d{4})_\w+\.sql", file.name):
-            name = file.name.removesuffix(".sql")
-            found.append(Migration(int(match[1]), name, file.read_text(encoding="utf-8")))
+            version, sql = int(match[1]), file.read_text(encoding="utf-8")
+            works_with = re.match(r"-- Works with the code of schema (\d+)\.\n", sql)
+            found.append(
+                Migration(
+                    version,
+                    file.name.removesuffix(".sql"),
+                    version if works_with is None else int(works_with[1]),
+                    sql,
+                )
+            )
     return tuple(sorted(found, key=lambda migration: migration.version))
 
 
@@ -51,8 +80,10 @@ SCHEMA_VERSION = MIGRATIONS[-1].version
 async def migrate(target: str | Connection) -> list[str]:
     """Apply what is missing, in order; what was applied, for people. Safe to call at once from many places.
 
+    A newer schema that this code can work with is left as it is.
+
     Raises:
-        SchemaMismatch: the database has a newer schema; nothing was changed.
+        SchemaMismatch: the database has a newer schema that needs newer code; nothing was changed.
         InfrastructureError: the database cannot be reached, or somebody else migrates for too long.
     """
     if isinstance(target, str):
@@ -60,8 +91,11 @@ async def migrate(target: str | Connection) -> list[str]:
             return await migrate(connection)
     async with _migration_lock(target):
         found = await _applied_versions(target)
-        if max(found, default=0) > SCHEMA_VERSION:
-            raise SchemaMismatch(max(found), SCHEMA_VERSION)
+        schema = _schema_of(found)
+        if schema.works_with > SCHEMA_VERSION:
+            raise SchemaMismatch(schema.version, SCHEMA_VERSION)
+        if schema.version > SCHEMA_VERSION:
+            return []
         # pgqueuer first: our own migrations may refer to its tables.
         done = await _migrate_pgqueuer(target)
         await _create_version_table(target)
@@ -73,19 +107,23 @@ async def migrate(target: str | Connection) -> list[str]:
 
 
 async def check_schema(database: Connection | Pool) -> None:
-    """Return silently if the database has exactly this version's schema.
+    """Return silently if this code can work with the database's schema.
 
     Raises:
-        SchemaMismatch: it is older (0: never migrated) or newer.
+        SchemaMismatch: it is older (0: never migrated), or newer and needs newer code.
     """
-    found = await schema_version(database)
-    if found != SCHEMA_VERSION:
-        raise SchemaMismatch(found, SCHEMA_VERSION)
+    found = await read_schema(database)
+    if not found.works_here:
+        raise SchemaMismatch(found.version, SCHEMA_VERSION)
 
 
-async def schema_version(database: Connection | Pool) -> int:
-    """The version of our schema that the database has; 0 where it was never migrated."""
-    return max(await _applied_versions(database), default=0)
+async def read_schema(database: Connection | Pool) -> Schema:
+    """What the database has of our schema."""
+    return _schema_of(await _applied_versions(database))
+
+
+def _schema_of(applied: Mapping[int, int]) -> Schema:
+    return Schema(max(applied, default=0), max(applied.values(), default=0))
 
 
 @contextlib.asynccontextmanager
@@ -104,10 +142,16 @@ async def _migration_lock(connection: Connection) -> AsyncIterator[None]:
             await connection.execute(f"SELECT pg_advisory_unlock({_ADVISORY_KEY})")
 
 
-async def _applied_versions(database: Connection | Pool) -> set[int]:
+async def _applied_versions(database: Connection | Pool) -> dict[int, int]:
+    """Each applied migration, and the code with which it works."""
     if not await database.fetchval("SELECT to_regclass('schema_migrations') IS NOT NULL"):
-        return set()
-    return {row["version"] for row in await database.fetch("SELECT version FROM schema_migrations")}
+        return {}
+    # As JSON, for the column is younger than the table.
+    rows = await database.fetch(
+        """SELECT version, coalesce((to_jsonb(m) ->> 'works_with')::integer, version) AS works_with
+           FROM schema_migrations m"""
+    )
+    return {row["version"]: row["works_with"] for row in rows}
 
 
 async def _migrate_pgqueuer(connection: Connection) -> list[str]:
@@ -131,11 +175,15 @@ async def _create_version_table(connection: Connection) -> None:
         )
         """
     )
+    await connection.execute("ALTER TABLE schema_migrations ADD COLUMN IF NOT EXISTS works_with integer")
 
 
 async def _apply(connection: Connection, migration: Migration) -> None:
     async with connection.transaction():
         await connection.execute(migration.sql)
         await connection.execute(
-            "INSERT INTO schema_migrations (version, name) VALUES ($1, $2)", migration.version, migration.name
+            "INSERT INTO schema_migrations (version, name, works_with) VALUES ($1, $2, $3)",
+            migration.version,
+            migration.name,
+            migration.works_with,
         )

@@ -263,7 +263,7 @@ async def test_a_schema_of_another_version_is_not_ready(asked: Asked) -> None:
     answer = await asked.http.get("/readyz")
 
     assert answer.status_code == 503
-    assert "version 9999, and this code works with" in answer.text
+    assert "schema version 9999, this orchestrator knows" in answer.text
 
 
 async def test_before_there_is_a_database_requests_are_told_to_come_again(

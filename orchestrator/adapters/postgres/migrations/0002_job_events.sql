@@ -1,3 +1,5 @@
+-- Works with the code of schema 1.
+
 -- What happened to a job, in the order of `number`; a gap says how much was left out of a job that flaps.
 
 CREATE TABLE job_events (

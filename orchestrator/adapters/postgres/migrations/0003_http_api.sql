@@ -1,3 +1,5 @@
+-- Works with the code of schema 2.
+
 -- Who may use the HTTP API. Of a token only its hash is kept: who reads this table can use none.
 CREATE TABLE api_tokens (
     token_id     uuid PRIMARY KEY DEFAULT gen_random_uuid(),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import re
+from pathlib import Path
 
 import asyncpg
 import pytest
 from pgqueuer.adapters.drivers.asyncpg import AsyncpgPoolDriver
 from pgqueuer.adapters.persistence.queries import Queries
 
+from orchestrator.adapters import postgres
 from orchestrator.adapters.postgres.migrate import MIGRATIONS, SCHEMA_VERSION, check_schema, migrate
 from orchestrator.adapters.postgres.pool import Database, open_connection
 from orchestrator.domain.errors import SchemaMismatch
@@ -57,8 +60,40 @@ async def test_migrations_that_start_at_once_apply_everything_once(empty_databas
     ]
 
 
+async def apply_a_later_one(pool, works_with: int | None) -> None:
+    """A migration of the future, as its own code notes it; one of before that column notes None."""
+    await pool.execute(
+        "INSERT INTO schema_migrations (version, name, works_with) VALUES ($1, 'future', $2)",
+        SCHEMA_VERSION + 1,
+        works_with,
+    )
+
+
+async def test_a_newer_schema_that_only_adds_is_good_for_this_code_and_left_alone(database: Database, pool):
+    await apply_a_later_one(pool, works_with=SCHEMA_VERSION)
+
+    await check_schema(pool)
+
+    assert await migrate(database.dsn) == []
+
+
+async def test_a_newer_schema_that_needs_its_own_code_is_refused(database: Database, pool):
+    await apply_a_later_one(pool, works_with=SCHEMA_VERSION + 1)
+
+    with pytest.raises(SchemaMismatch, match="install the newer orchestrator"):
+        await check_schema(pool)
+
+
+async def test_a_schema_from_before_the_rule_needs_exactly_its_code(database: Database, pool):
+    await pool.execute("ALTER TABLE schema_migrations DROP COLUMN works_with")
+
+    await check_schema(pool)
+
+    assert await migrate(database.dsn) == []
+
+
 async def test_a_newer_schema_is_refused_and_left_alone(database: Database, pool):
-    await pool.execute("INSERT INTO schema_migrations VALUES ($1, 'future')", SCHEMA_VERSION + 1)
+    await apply_a_later_one(pool, works_with=None)
     await pool.execute("DELETE FROM schema_migrations WHERE version = $1", SCHEMA_VERSION)
 
     with pytest.raises(SchemaMismatch, match="install the newer orchestrator"):
@@ -95,3 +130,21 @@ async def test_an_older_pgqueuer_schema_is_upgraded(database: Database, pool):
 
 def test_migrations_are_numbered_without_gaps():
     assert [migration.version for migration in MIGRATIONS] == list(range(1, SCHEMA_VERSION + 1))
+
+
+def test_code_that_a_migration_shuts_out_is_not_let_in_by_a_later_one():
+    allowed = [migration.works_with for migration in MIGRATIONS]
+
+    assert allowed == sorted(allowed)
+    assert all(migration.works_with <= migration.version for migration in MIGRATIONS)
+
+
+def test_statements_name_their_columns():
+    """A prepared statement with a star fails once where a migration adds a column to what it reads."""
+    folder = Path(postgres.__file__).parent
+    stars = re.compile(r"\b(?:SELECT|RETURNING)\s+(?:\w+\.)?\*|,\s*\w+\.\*", re.IGNORECASE)
+
+    found = {file.name: stars.findall(file.read_text()) for file in folder.glob("*.py")}
+
+    assert all(stars.findall(text) for text in ("SELECT * FROM jobs", "RETURNING j.*", "SELECT a, c.* FROM"))
+    assert {name: stars_there for name, stars_there in found.items() if stars_there} == {}
