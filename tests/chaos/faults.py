@@ -104,13 +104,14 @@ class Injector:
 
     async def _kill_actor(self, fault: Fault, kind: str) -> Done:
         actor = await self._actor(fault, kind)
-        at = time.time()
-        os.kill(actor.pid, signal.SIGKILL)
-        return Done(fault, _told(actor), at, at, await self._job_of(actor))
+        job_id, at = await self._job_of(actor), time.time()
+        with suppress(ProcessLookupError):
+            os.kill(actor.pid, signal.SIGKILL)
+        return Done(fault, _told(actor), at, at, job_id)
 
     async def _freeze_actor(self, fault: Fault, kind: str) -> Done:
         actor = await self._actor(fault, kind)
-        at, job_id = time.time(), await self._job_of(actor)
+        job_id, at = await self._job_of(actor), time.time()
         await self._freeze([actor.pid], fault.seconds)
         return Done(fault, _told(actor), at, time.time(), job_id)
 

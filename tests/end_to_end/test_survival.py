@@ -48,14 +48,16 @@ async def assert_whole(plane: Plane, job: EvalJobMessage, gated: GatedSubmission
     assert result.total_episodes == EPISODES
     plays = Counter(gated.played())
     assert {episode: plays[episode] for episode in before} == dict.fromkeys(before, 1)
-    episodes = await plane.queued_messages("episode_data")
+
+    async def queued(queue: str) -> list[dict[str, Any]]:
+        return [each for each in await plane.queued_messages(queue) if each["job_id"] == job.job_id]
+
+    episodes = await queued("episode_data")
     assert sorted(episode["episode_id"] for episode in episodes) == list(range(EPISODES))
-    steps = Counter(
-        (step["episode_id"], step["step"]) for step in await plane.queued_messages("episode_step_data")
-    )
+    steps = Counter((step["episode_id"], step["step"]) for step in await queued("episode_step_data"))
     assert set(steps.values()) == {1}
     assert len(steps) == sum(episode["steps"] for episode in episodes)
-    assert len(await plane.queued_messages("eval_result")) == 1
+    assert len(await queued("eval_result")) == 1
     assert await plane.pool.fetchval("SELECT count(*) FROM containers") == 0
 
 
