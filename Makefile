@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all the set-up by themselves; `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-kubernetes test-kubernetes-jobs chaos coverage check lint format docs manifests images lock \
+.PHONY: help setup demo test test-slow test-kubernetes test-kubernetes-jobs chaos soak coverage check lint format docs manifests images lock \
   hooks clean
 
 BIN := .venv/bin
@@ -28,6 +28,9 @@ test-kubernetes-jobs: setup ## 200 jobs through the Kubernetes adapter, with fau
 
 chaos: setup ## Kill, freeze and cut whatever there is while jobs run; SEED=... repeats a schedule, KILLS=100
 	@$(BIN)/python -m tests.chaos $(if $(SEED),--seed $(SEED)) --kills $(or $(KILLS),100) $(ARGS)
+
+soak: setup ## Small jobs without a pause; fails where a process of the control plane grows; MINUTES=20
+	@$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),20)
 
 coverage: setup ## Branch coverage by the tests, Ray's processes included, in htmlcov/; TESTS=... for some
 	@rm -rf .measured htmlcov

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import asyncpg
+import structlog
 
 from orchestrator.adapters.postgres.failpoint_connection import connecting
 from orchestrator.adapters.postgres.file_lock import wait_for_lock
@@ -24,8 +25,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+log = structlog.get_logger(__name__)
+
 POOL_CLOSE_SECONDS = 5.0
 
+# The server refuses what it has no room for, and lives on.
+_NO_ROOM = (asyncpg.DiskFullError, asyncpg.OutOfMemoryError)
 _PASSING_ERRORS = (
     OSError,  # refused, reset, unreachable; the builtin TimeoutError, so also asyncpg's command timeout
     asyncpg.PostgresConnectionError,
@@ -43,6 +48,7 @@ _PASSING_ERRORS = (
     asyncpg.InternalClientError,
     asyncpg.DeadlockDetectedError,
     asyncpg.SerializationError,
+    *_NO_ROOM,
 )
 
 
@@ -160,6 +166,7 @@ async def retrying(
     clock = clock or _SystemClock()
     deadline = clock.monotonic() + deadline_seconds
     delay = first_delay_seconds
+    told = False
     while True:
         try:
             async with asyncio.timeout(max(deadline - clock.monotonic(), 0)):
@@ -169,6 +176,9 @@ async def retrying(
                 if _is_closed_pool(error):
                     raise InfrastructureError(f"{what} failed: the connection pool is closed") from error
                 raise
+            if isinstance(error, _NO_ROOM) and not told:
+                told = True  # at once: this does not pass by itself
+                log.warning("database_has_no_room", what=what, why=_in_words(error))
             # Jitter keeps clients that lost the same server from coming back in step.
             pause = delay * random.uniform(0.5, 1.0)  # noqa: S311
             if clock.monotonic() + pause >= deadline:
@@ -180,7 +190,7 @@ async def retrying(
 
 
 def may_pass(error: BaseException) -> bool:
-    """Whether trying again can help: a lost connection, a server that starts or stops, a deadlock."""
+    """Whether trying again can help: a lost connection, a server that starts or has no room, a deadlock."""
     if isinstance(error, asyncpg.InterfaceError):
         # asyncpg tells its interface errors apart by their text only; the others are bugs of the caller.
         return re.search(r"connection is closed|connection has been closed", str(error)) is not None
@@ -282,6 +292,10 @@ async def _keeping_alive(database: Database, timeout_seconds: float) -> AsyncIte
 def _in_words(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
+    if isinstance(error, asyncpg.DiskFullError):
+        return f"the database's disk is full; free space there, and all goes on by itself ({error})"
+    if isinstance(error, asyncpg.OutOfMemoryError):
+        return f"the database's server has no memory left ({error})"
     return str(error) or type(error).__name__
 
 
