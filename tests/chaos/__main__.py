@@ -53,6 +53,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--kills", type=int, default=100, help="how many faults; default: %(default)s")
     parser.add_argument("--gap", type=float, default=4.0, help="seconds between two; default: %(default)s")
     parser.add_argument("--no-failpoints", action="store_true", help="only what the schedule says")
+    parser.add_argument(
+        "--only",
+        type=Kind,
+        nargs="+",
+        default=tuple(Kind),
+        metavar="KIND",
+        help=f"of all kinds: {', '.join(Kind)}",
+    )
     parser.add_argument("--report", type=Path, help="write what was found there, as JSON")
     options = parser.parse_args(arguments)
     seed = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
@@ -79,7 +87,9 @@ async def _run(seed: int, options: argparse.Namespace) -> int:
         )
     async with open_world(seed, failpoints) as world:
         print(f"ready after {time.monotonic() - began:.0f} s", flush=True)
-        quiet_seconds = await _disturb(world, schedule(seed, options.kills, options.gap), run, history)
+        quiet_seconds = await _disturb(
+            world, schedule(seed, options.kills, options.gap, options.only), run, history
+        )
     fired = [json.loads(file.read_text()) for file in faults_directory.glob("*.json")]
     for file in faults_directory.iterdir():
         file.unlink()

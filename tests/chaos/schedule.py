@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -58,17 +58,17 @@ class Fault:
     seconds: float  # how long it lasts, for a fault that passes
 
 
-def schedule(seed: int, count: int, gap_seconds: float) -> list[Fault]:
+def schedule(seed: int, count: int, gap_seconds: float, kinds: Sequence[Kind] = tuple(Kind)) -> list[Fault]:
     """`count` faults, `gap_seconds` apart on average; no kind comes twice more often than another."""
     chance = random.Random(seed)
     faults, at_seconds = [], 0.0
-    for number, kind in zip(range(1, count + 1), _kinds(chance), strict=False):
+    for number, kind in zip(range(1, count + 1), _kinds(chance, kinds), strict=False):
         at_seconds += gap_seconds * chance.uniform(0.5, 1.5)
         lasting = FREEZE_SECONDS if kind in _LONG else SHORT_SECONDS
         faults.append(Fault(number, at_seconds, kind, chance.random(), chance.choice(lasting)))
     return faults
 
 
-def _kinds(chance: random.Random) -> Iterator[Kind]:
+def _kinds(chance: random.Random, kinds: Sequence[Kind]) -> Iterator[Kind]:
     while True:
-        yield from chance.sample(list(Kind), len(Kind))
+        yield from chance.sample(kinds, len(kinds))
