@@ -7,6 +7,7 @@ import os
 import signal
 from collections import Counter
 from contextlib import suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -16,8 +17,10 @@ import ray
 from orchestrator.actors.control_actors import CONSUMER_PREFIX
 from orchestrator.actors.control_plane import sink_name, start_control_plane, stop_control_plane
 from orchestrator.adapters.postgres.embedded import embedded_postgres
+from orchestrator.adapters.postgres.installation import take_generation
 from orchestrator.adapters.postgres.migrate import migrate
 from orchestrator.adapters.postgres.server_files import ServerFiles
+from orchestrator.domain.errors import Superseded
 from orchestrator.domain.lifecycle import JobStatus
 from tests.end_to_end.conftest import EXAMPLES, GatedSubmission, Plane, running_plane
 
@@ -98,6 +101,33 @@ async def test_a_control_plane_that_stops_lets_the_episode_in_hand_end_and_the_n
         await assert_whole(plane, job, gated, ended)
         assert len(ended) == len(before) + 1
         assert Counter(gated.played()) == dict.fromkeys(range(EPISODES), 1)
+
+
+async def test_a_new_version_that_is_started_in_the_middle_of_a_job_takes_it_over_and_plays_nothing_again(
+    ray_cluster: None, database: Database, scratch: Path, gated: GatedSubmission
+) -> None:
+    async with running_plane(database, scratch, drain_seconds=60.0) as plane:
+        job = gated_job(plane, gated)
+        await plane.submit(job)
+        await gated.reached()
+        before = await finished_episodes(plane, job)
+        newer = replace(plane.recipe, installation=await take_generation(plane.pool, "the next version"))
+        starting = asyncio.create_task(start_control_plane(newer))
+        try:
+            await until_draining(plane)
+            gated.open()
+            await starting
+
+            await assert_whole(plane, job, gated, before)
+            assert Counter(gated.played()) == dict.fromkeys(range(EPISODES), 1)
+            generations = {name.rpartition("-")[2] for name in await names_of_actors(plane)}
+            assert generations == {f"g{newer.generation}"}
+            await start_control_plane(newer)  # as a second replica does: nothing changes
+            with pytest.raises(Superseded):
+                await start_control_plane(plane.recipe)
+        finally:
+            starting.cancel()
+            await stop_control_plane(newer)
 
 
 async def until_draining(plane: Plane) -> None:
