@@ -1,6 +1,6 @@
 # `make demo` and `make test` do all the set-up by themselves; `make` alone lists the targets.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow test-kubernetes test-kubernetes-jobs chaos soak coverage check lint format docs manifests images lock \
+.PHONY: help setup demo test test-slow test-kubernetes test-kubernetes-jobs chaos soak bench coverage check lint format docs manifests images lock \
   hooks clean
 
 BIN := .venv/bin
@@ -31,6 +31,9 @@ chaos: setup ## Kill, freeze and cut whatever there is while jobs run; SEED=... 
 
 soak: setup ## Small jobs without a pause; fails where a process of the control plane grows; MINUTES=20
 	@$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),20)
+
+bench: setup ## Speed as ratios to references of the same run; GROUPS="rpc path telemetry", JSON=FILE
+	@$(BIN)/python -m bench $(GROUPS) $(if $(JSON),--json $(JSON))
 
 coverage: setup ## Branch coverage by the tests, Ray's processes included, in htmlcov/; TESTS=... for some
 	@rm -rf .measured htmlcov

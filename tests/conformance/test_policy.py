@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import re
-import shutil
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import platformdirs
 import pytest
 
 from orchestrator.adapters.policies.host_client import SubmissionHostClient
@@ -23,13 +19,13 @@ from orchestrator.authoring.wire_check import ProbeObservation, WireCheck
 from orchestrator.authoring.wire_probe import ServerUnderTest
 from orchestrator.domain.errors import PolicyLate, PolicyLost, PolicyRaised
 from orchestrator.ports import Endpoint, PolicyConnection
+from tests.openpi_environment import NotInstalled, openpi_interpreter
 from tests.policy_processes import running, running_host, running_policy_server, write_agent, write_archive
 
 HERE = Path(__file__).parent
 PEER = HERE / "openpi_peer.py"
 POLICY = (HERE / "scripted_policy.py").read_text()
 KEY = bytes(range(32))
-OPENPI_CLIENT = "openpi-client==0.1.2"
 # The first run makes an environment, which takes its time on a busy machine.
 pytestmark = pytest.mark.timeout(900)
 UNREACHABLE = re.compile(
@@ -40,46 +36,12 @@ UNREACHABLE = re.compile(
 @pytest.fixture(scope="session")
 def openpi_python() -> Path:
     """The interpreter of an environment with the published openpi-client; its numpy pin excludes ours."""
-    version = "".join(map(str, sys.version_info[:2]))
-    cache = Path(platformdirs.user_cache_dir("orchestrator-tests"))
-    home = cache / f"{OPENPI_CLIENT.replace('==', '-')}-py{version}"
-    cache.mkdir(parents=True, exist_ok=True)
-    with (cache / f"{home.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (home / "complete").exists():
-            shutil.rmtree(home, ignore_errors=True)
-            _install_openpi_client(home)
-            (home / "complete").touch()
-    return home / "bin" / "python"
-
-
-def _install_openpi_client(home: Path) -> None:
-    subprocess.run([sys.executable, "-m", "venv", str(home)], check=True, timeout=300)
-    # It imports typing_extensions without requiring it. Its numpy has no wheels for Python 3.13, where the
-    # client itself works with a newer one.
-    wanted = [OPENPI_CLIENT, "typing_extensions"]
-    if sys.version_info >= (3, 13):
-        wanted = ["--no-deps", *wanted, "numpy", "msgpack", "websockets"]
-    pip = [
-        str(home / "bin" / "python"),
-        "-m",
-        "pip",
-        "--disable-pip-version-check",
-        "install",
-        "--retries",
-        "2",
-    ]
-    done = subprocess.run(
-        [*pip, "--only-binary", ":all:", *wanted], capture_output=True, text=True, timeout=600
-    )
-    if done.returncode == 0:
-        return
-    shutil.rmtree(home, ignore_errors=True)
-    output = done.stdout + done.stderr
-    said = f"{OPENPI_CLIENT} cannot be installed:\n{output[-2000:]}"
-    if UNREACHABLE.search(output) and not os.environ.get("CI"):
-        pytest.skip(f"the package index cannot be reached, so nothing was checked: {said}")
-    pytest.fail(said)
+    try:
+        return openpi_interpreter()
+    except NotInstalled as failed:
+        if UNREACHABLE.search(str(failed)) and not os.environ.get("CI"):
+            pytest.skip(f"the package index cannot be reached, so nothing was checked: {failed}")
+        pytest.fail(str(failed))
 
 
 @pytest.fixture(scope="module")
