@@ -32,8 +32,8 @@ chaos: setup ## Kill, freeze and cut whatever there is while jobs run; SEED=... 
 soak: setup ## Small jobs without a pause; fails where a process of the control plane grows; MINUTES=20
 	@$(BIN)/python -m tests.soak --minutes $(or $(MINUTES),20)
 
-bench: setup ## Speed as ratios to references of the same run; GROUPS="rpc path telemetry", JSON=FILE
-	@$(BIN)/python -m bench $(GROUPS) $(if $(JSON),--json $(JSON))
+bench: setup ## Speed as ratios to references of the same run; CASES="rpc path telemetry", JSON=FILE
+	@$(BIN)/python -m bench $(CASES) $(if $(JSON),--json $(JSON))
 
 coverage: setup ## Branch coverage by the tests, Ray's processes included, in htmlcov/; TESTS=... for some
 	@rm -rf .measured htmlcov

@@ -236,8 +236,12 @@ class Injector:
 
         job, pid, descriptors = await self._one_of(candidates, fault)
         at = time.time()
-        with suppress(OSError):  # it ended just now
+        try:
             await asyncio.to_thread(how, [(pid, descriptor) for descriptor in descriptors], fault.seconds)
+        except PermissionError:
+            raise
+        except OSError:
+            pass  # the connection, or the process, ended just now
         # Twice in one episode it is the submission's fault.
         return Done(fault, f"{len(descriptors)} of {pid}", at, time.time(), job.job_id, costs_an_episode=True)
 
