@@ -13,11 +13,13 @@ from uuid import UUID, uuid4
 
 import structlog
 
+from orchestrator.domain.episodes import FaultClass
 from orchestrator.domain.errors import (
     Fenced,
     InfrastructureError,
     OrchestratorError,
     SubmissionError,
+    SubmissionKilled,
     SubmissionSilent,
 )
 from orchestrator.ports import (
@@ -39,6 +41,7 @@ log = structlog.get_logger(__name__)
 
 # After the deadline a container may live this long, so that a supervisor that comes back can still read it.
 EXPIRY_GRACE_SECONDS = 600.0
+KILLED = 137  # the exit code that stands for SIGKILL
 # A connection is often lost a moment before the process's end can be read.
 END_OF_PROCESS_SECONDS = 3.0
 END_OF_POD_SECONDS = 6.0  # a kubelet looks at its containers every second, and writes what it saw later
@@ -166,11 +169,13 @@ class SubmissionContainer:
         await self.tools.store.forget_container(record.container_id)
 
     async def _create(self, claim: Claim, say: Say | None = None) -> PolicyConnector:
-        """A connector to a fresh container; to a second one where the first fell silent, as a network may."""
+        """A connector to a fresh container; to a second one where the first fell silent, as a network may, or
+        was killed, as by an operator or a node: no program is killed by its own mistake.
+        """
         try:
             return await self._create_once(claim, say)
-        except SubmissionSilent as error:
-            log.warning("submission_silent", job_id=claim.job.job_id, why=str(error))
+        except (SubmissionSilent, SubmissionKilled) as error:
+            log.warning("submission_did_not_start", job_id=claim.job.job_id, why=str(error))
         await self.remove(claim)
         try:
             return await self._create_once(claim, say)
@@ -269,6 +274,7 @@ async def hand_over(
 
     Raises:
         SubmissionError: archive or policy cannot be used, or ended the container; with the log's tail.
+            SubmissionKilled: by SIGKILL, and not for want of memory.
         SubmissionSilent: the submission has its archive and runs, but does not answer as its server should.
         InfrastructureError: the container did not come up through no fault of the submission.
     """
@@ -284,7 +290,9 @@ async def hand_over(
         evidence = await settled_evidence(containers, handle, end_shows_seconds)
         if evidence.verdict is Verdict.SUBMISSION:
             reason = f"the submission ended before it answered: {evidence.reason}"
-            raise SubmissionError(reason, await containers.logs(handle, LOG_TAIL_BYTES)) from error
+            killed = evidence.exit_code == KILLED and evidence.fault is FaultClass.CRASH
+            error_class = SubmissionKilled if killed else SubmissionError
+            raise error_class(reason, await containers.logs(handle, LOG_TAIL_BYTES)) from error
         if not evidence.running:
             raise InfrastructureError(f"the container ended: {evidence.reason}") from error
         raise

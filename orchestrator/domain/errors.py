@@ -105,6 +105,10 @@ class SubmissionError(OrchestratorError):
         return self.reason
 
 
+class SubmissionKilled(SubmissionError):
+    """Somebody killed the submission before it answered: perhaps itself, perhaps not."""
+
+
 class InfrastructureError(OrchestratorError):
     """Our side is at fault: retry, and never charge the submission."""
 

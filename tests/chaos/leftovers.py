@@ -6,10 +6,12 @@ import asyncio
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import psutil
 
+from orchestrator.adapters.kubernetes.canaries import is_expired
 from tests.chaos.faults import ACTORS
 from tests.chaos.world import Installation, World
 
@@ -58,7 +60,17 @@ async def _on_ray(world: World) -> list[str]:
 
 
 def _in_the_cluster(world: World) -> list[str]:
-    return [f"{plural} {name}" for plural in ("pods", "configmaps") for name in world.double.names(plural)]
+    """Of preflight's canaries, whose command may have been killed, only those that should have expired."""
+    found = [
+        (plural, key.name, stored)
+        for plural in ("pods", "configmaps")
+        for key, stored in world.double.store.select(plural, world.double.namespace)
+    ]
+    return [f"{plural} {name}" for plural, name, stored in found if not _is_live_canary(name, stored)]
+
+
+def _is_live_canary(name: str, stored: dict[str, Any]) -> bool:
+    return name.startswith("canary-") and not is_expired(stored)
 
 
 async def _in_the_database(installation: Installation) -> list[str]:
