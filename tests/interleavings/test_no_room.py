@@ -8,10 +8,12 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import asyncpg
 import pytest
+from structlog.testing import capture_logs
 
 from orchestrator.adapters.postgres.embedded import embedded_postgres
 from orchestrator.adapters.postgres.migrate import migrate
@@ -71,15 +73,20 @@ def fill(disk: Path) -> Path:
     return ballast
 
 
-async def logged(plane: InProcessPlane, text: str) -> None:
-    """Return once a line of the log says so."""
-    while not any(text in str(entry) for entry in plane.logged):
+# A server without room for a table says so and lives on; one without room for its write-ahead log ends, and
+# cannot start before there is some. Which comes first depends on how full its last segment was.
+HELD_UP = {"database_has_no_room", "episodes_not_committed", "sink_unavailable"}
+
+
+async def outcomes_are_held_up(plane: InProcessPlane) -> None:
+    while not any(entry["event"] in HELD_UP for entry in plane.logged):
         await asyncio.sleep(0.05)
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.parametrize("wanted", ["room for a table", "room for the write-ahead log"])
 async def test_what_the_database_has_no_room_for_waits_and_nothing_is_lost(
-    database_on_disk: Database, disk: Path, scratch: Path
+    database_on_disk: Database, disk: Path, scratch: Path, wanted: str
 ) -> None:
     async with in_process_plane(database_on_disk, scratch) as plane:
         jobs = plane.jobs(CARTPOLE, 1, config={"episodes_per_task": 100})
@@ -88,12 +95,32 @@ async def test_what_the_database_has_no_room_for_waits_and_nothing_is_lost(
             while not await plane.pool.fetchval("SELECT count(*) > 5 FROM episodes WHERE finished"):
                 await asyncio.sleep(0.02)
             ballast = fill(disk)
-            await logged(plane, "disk is full; free space there")
+            if wanted == "room for the write-ahead log":
+                with suppress(OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
+                    await plane.pool.execute("SELECT pg_switch_wal(); CREATE TABLE one_more ()")
+            await outcomes_are_held_up(plane)
             ballast.unlink()
-            [result] = await plane.results(jobs, seconds=120)
+            [result] = await retrying(lambda: plane.results(jobs, seconds=120), deadline_seconds=120)
             kept = await plane.pool.fetchval("SELECT count(*) FROM episodes WHERE finished")
 
     assert (result.status, result.total_episodes, kept) == (JobStatus.COMPLETED, 100, 100)
+
+
+async def test_a_full_disk_of_the_database_is_told_at_once_and_waited_out() -> None:
+    answers = [asyncpg.DiskFullError("could not extend file"), asyncpg.DiskFullError("still"), "stored"]
+
+    async def store() -> str:
+        answer = answers.pop(0)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    with capture_logs() as entries:
+        assert await retrying(store, deadline_seconds=30, what="storing") == "stored"
+
+    [entry] = entries
+    assert (entry["event"], entry["what"]) == ("database_has_no_room", "storing")
+    assert entry["why"].startswith("the database's disk is full; free space there")
 
 
 @pytest.mark.timeout(300)
