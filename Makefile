@@ -15,7 +15,7 @@ demo: setup ## Evaluate two example submissions, end to end
 	@$(BIN)/python -m orchestrator.cli demo
 
 test: setup ## Run the tests, without the slow ones
-	@$(BIN)/pytest -n 2 --no-loadscope-reorder -m "not slow and not kubernetes"
+	@$(BIN)/pytest -n 2 -m "not slow and not kubernetes"
 
 test-slow: setup ## Run the slow tests only
 	@$(BIN)/pytest -m "slow and not kubernetes"

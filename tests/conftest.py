@@ -56,18 +56,6 @@ class OneClusterScheduling(LoadScopeScheduling):
         return ON_RAY if file.startswith(ON_RAY) else file
 
 
-# What takes longest, in this order, before all else: at the end it would keep one process busy alone.
-LONGEST = (ON_RAY, "tests/chaos/test_chaos.py", "tests/kubernetes/", "tests/fuzz/")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    def place(item: pytest.Item) -> int:
-        found = [number for number, start in enumerate(LONGEST) if item.nodeid.startswith(start)]
-        return found[0] if found else len(LONGEST)
-
-    items.sort(key=place)
-
-
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> OneClusterScheduling:
     return OneClusterScheduling(config, log)
 
