@@ -22,12 +22,14 @@ GROUPS: dict[str, Callable[[int], list[Case]]] = {
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
-    parser.add_argument("groups", nargs="*", default=list(GROUPS), choices=[*GROUPS, []], metavar="GROUP")
+    parser.add_argument("groups", nargs="*", metavar="GROUP", help=f"of {', '.join(GROUPS)}; default: all")
     parser.add_argument("--rounds", type=int, default=5, help="of each case; default: %(default)s")
     parser.add_argument("--json", type=Path, help="write all rounds there")
     options = parser.parse_args(arguments)
+    if unknown := set(options.groups) - set(GROUPS):
+        parser.error(f"there is no group {', '.join(sorted(unknown))}")
     cases, began = [], time.monotonic()
-    for group in options.groups:
+    for group in options.groups or GROUPS:
         print(f"{group} ...", file=sys.stderr, flush=True)
         cases += GROUPS[group](options.rounds)
     print("\n".join(table(cases)))
