@@ -2,10 +2,8 @@ import json
 import logging
 import math
 import sys
-from collections.abc import Iterator
 
 import pytest
-import structlog
 
 from orchestrator import logging as orchestrator_logging
 from orchestrator.logging import (
@@ -20,14 +18,8 @@ from orchestrator.logging import (
 
 
 @pytest.fixture(autouse=True)
-def untouched_logging(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
+def no_fields_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(orchestrator_logging, "_process_fields", {})
-    yield
-    structlog.reset_defaults()
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 class Stderr:

@@ -45,11 +45,8 @@ def parts(cluster: ApiDouble) -> OpenParts:
 
 @pytest.fixture
 def logged() -> Iterator[list[Any]]:
-    configured = structlog.get_config()  # by a command that another test ran, maybe for errors alone
-    structlog.reset_defaults()
     with structlog.testing.capture_logs() as entries:
         yield entries
-    structlog.configure(**configured)
 
 
 async def test_a_cluster_that_is_fit_exits_with_0_and_shows_the_table(
