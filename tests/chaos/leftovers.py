@@ -45,7 +45,8 @@ async def _found(world: World) -> list[str]:
     found = [*await _on_ray(world), *_in_the_cluster(world)]
     for installation in world.installations:
         found += await _in_the_database(installation)
-        found += await asyncio.to_thread(_on_disk, installation)
+        left = await asyncio.to_thread(directories_left, installation.directory / "data")
+        found += [f"directory {path.relative_to(installation.directory)}" for path in left]
     return found + await asyncio.to_thread(_processes, world)
 
 
@@ -82,11 +83,9 @@ async def _in_the_database(installation: Installation) -> list[str]:
     return found
 
 
-def _on_disk(installation: Installation) -> list[str]:
-    data = installation.directory / "data"
-    scratch = list(data.glob("scratch/*/*/*"))
-    containers = [path for path in data.glob("*/*/*") if _is_container(path)]
-    return [f"directory {path.relative_to(installation.directory)}" for path in scratch + containers]
+def directories_left(data: Path) -> list[Path]:
+    """Those of jobs and of containers in a data directory."""
+    return [*data.glob("scratch/*/*/*"), *(path for path in data.glob("*/*/*") if _is_container(path))]
 
 
 def _is_container(path: Path) -> bool:

@@ -13,7 +13,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -23,35 +22,29 @@ from orchestrator.adapters.postgres.embedded import embedded_postgres
 from orchestrator.adapters.postgres.migrate import migrate
 from tests.archive_server import make_certificate, serving
 from tests.chaos.clients import Line, Validator
-from tests.soak.growth import Allowance, Sample, growths, table
+from tests.soak.growth import Sample, growths, table
+from tests.soak.processes import OURS, sampled
+from tests.soak.remains import Remains, remains
 
 CARTPOLE = Path(__file__).resolve().parents[2] / "examples" / "cartpole"
-SAMPLE_SECONDS = 5.0
+SAMPLE_SECONDS = 3.0
 WAITING_JOBS = 6
 READY_SECONDS = 180.0
 ENDING_SECONDS = 120.0
-# What is ours, by the beginning of its command line; of Ray's own processes the table only tells.
-OURS = {
-    "ray::QueueConsumer": "consumer",
-    "ray::ResultSink": "sink",
-}
-RAYS = {"gcs_server": "Ray: GCS", "raylet": "Ray: raylet"}
-PER_JOB = {"ray::JobSupervisor": "supervisors", "ray::RolloutWorker": "workers"}
-LEFT = "SELECT (SELECT count(*) FROM containers) + (SELECT count(*) FROM jobs WHERE lease_holder IS NOT NULL)"
 
 
 class Soak:
     """Jobs that flow, and samples of who serves them."""
 
     def __init__(
-        self, validator: Validator, packed: PackedArchive, url: str, command: psutil.Process
+        self, validator: Validator, packed: PackedArchive, url: str, command: psutil.Process, directory: Path
     ) -> None:
         self.samples: list[Sample] = []
-        self.per_job: dict[str, list[int]] = {name: [] for name in PER_JOB.values()}
         self._validator = validator
         self._packed = packed
         self._url = url
         self._command = command
+        self._directory = directory
         self._submitted = 0
 
     async def feed(self) -> None:
@@ -81,33 +74,7 @@ class Soak:
             await asyncio.sleep(SAMPLE_SECONDS)
 
     def _sample(self) -> None:
-        jobs, counted = len(self._validator.results), dict.fromkeys(self.per_job, 0)
-        self._note("orchestrator up", self._command, jobs)
-        for process in self._command.children(recursive=True):
-            with suppress(psutil.Error):
-                line = " ".join(process.cmdline())
-                for beginning, name in PER_JOB.items():
-                    counted[name] += line.startswith(beginning)
-                for beginning, role in OURS.items():
-                    if line.startswith(beginning):
-                        self._note(role, process, jobs)
-                if (role := RAYS.get(process.name())) is not None:
-                    self._note(role, process, jobs)
-        for name, count in counted.items():
-            self.per_job[name].append(count)
-
-    def _note(self, role: str, process: psutil.Process, jobs: int) -> None:
-        with suppress(psutil.Error):
-            self.samples.append(
-                Sample(
-                    role,
-                    process.pid,
-                    jobs,
-                    process.memory_full_info().uss,
-                    process.num_fds(),
-                    process.num_threads(),
-                )
-            )
+        self.samples += sampled(self._command, self._directory, len(self._validator.results))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,7 +96,7 @@ async def _soak(minutes: float) -> int:
                 command = _start(database.dsn, directory, certificate.file)
                 try:
                     await _until_ready(command, directory / "log")
-                    return await _run(minutes, database.dsn, packed, url, command)
+                    return await _run(minutes, database.dsn, packed, url, command, directory)
                 finally:
                     await asyncio.to_thread(_stop, command)
     finally:
@@ -137,10 +104,15 @@ async def _soak(minutes: float) -> int:
 
 
 async def _run(
-    minutes: float, dsn: str, packed: PackedArchive, url: str, command: subprocess.Popen[bytes]
+    minutes: float,
+    dsn: str,
+    packed: PackedArchive,
+    url: str,
+    command: subprocess.Popen[bytes],
+    directory: Path,
 ) -> int:
     validator, line = Validator("soak", dsn), Line(dsn)
-    soak = Soak(validator, packed, url, psutil.Process(command.pid))
+    soak = Soak(validator, packed, url, psutil.Process(command.pid), directory)
     feeding = asyncio.create_task(soak.feed())
     others = [asyncio.create_task(task) for task in (validator.consume(), soak.watch())]
     began = time.monotonic()
@@ -152,38 +124,34 @@ async def _run(
                 if task.done():
                     task.result()
         feeding.cancel()
-        left_over = await _left_over(validator, line)
+        missing = await _missing_results(validator)
+        left_over = await remains(line, directory / "containers", len(validator.results))
     finally:
         for task in (feeding, *others):
             task.cancel()
         await asyncio.gather(feeding, *others, return_exceptions=True)
         await validator.close()
         await line.close()
-    return _report(soak, len(validator.results), left_over)
+    return _report(soak.samples, len(validator.results), missing, left_over)
 
 
-async def _left_over(validator: Validator, line: Line) -> list[str]:
-    """What is left of jobs once all have their results."""
+async def _missing_results(validator: Validator) -> int:
+    """How many jobs have no result, after a time in which all should."""
     until = time.monotonic() + ENDING_SECONDS
-    while True:
-        missing = len(validator.acknowledged - validator.results)
-        held = await line.ask(lambda connection: connection.fetchval(LEFT))
-        if missing + held == 0 or time.monotonic() > until:
-            return [f"{missing} results missing, {held} leases and containers left"] if missing + held else []
+    while (missing := len(validator.acknowledged - validator.results)) and time.monotonic() < until:
         await asyncio.sleep(0.5)
+    return missing
 
 
-def _report(soak: Soak, jobs: int, left_over: list[str]) -> int:
-    found = growths(soak.samples)
-    print("\n".join(table(found)))
-    for name, counts in soak.per_job.items():
-        print(f"{name}: at most {max(counts, default=0)} at once, {counts[-1] if counts else 0} at the end")
-    ours = {*OURS.values(), "orchestrator up"}
-    faults = left_over + [line for each in found if each.role in ours for line in each.beyond(Allowance())]
-    missing = ours - {each.role for each in found}
-    faults += [f"{role}: too few samples" for role in sorted(missing)]
+def _report(samples: Sequence[Sample], jobs: int, missing: int, left_over: Remains) -> int:
+    found = growths(samples)
+    print("\n".join([*table(found, OURS.__contains__), *left_over.lines]))
+    faults = [f"{missing} results missing"] if missing else []
+    faults += left_over.faults
+    faults += [str(each) for each in found if each.role in OURS and not each.is_flat]
+    faults += [f"{role}: too few samples" for role in sorted(OURS - {each.role for each in found})]
     for fault in faults:
-        print(f"GROWS: {fault}")
+        print(f"FAULT: {fault}")
     print(f"{jobs} jobs; {'flat' if not faults else 'not flat'}", flush=True)
     return 1 if faults else 0
 
