@@ -73,6 +73,10 @@ from orchestrator.stores import (
 
 log = get_logger()
 
+# The sink answers before a worker gives it up and sends again: what waits there, waits there once.
+SINK_ANSWER_SECONDS = 25.0
+SINK_TIMEOUT_SECONDS = 30.0
+
 
 def fingerprint(settings: Settings) -> str:
     """Changes with the code and with the settings: what makes new actors necessary."""
@@ -128,6 +132,7 @@ class ControlPlaneRecipe:
                 max_bytes=self.settings.sink_queue_bytes,
                 batch_episodes=self.settings.sink_batch_episodes,
                 database_patience_seconds=self.settings.lease_seconds / 2,
+                answer_seconds=SINK_ANSWER_SECONDS,
                 meter=RayMeter(),
             )
 
@@ -225,6 +230,7 @@ class ControlPlaneRecipe:
             log_steps=settings.telemetry_steps,
             byte_cap=settings.episode_buffer_bytes,
             connect_timeout_seconds=settings.connect_timeout_seconds,
+            sink_timeout_seconds=SINK_TIMEOUT_SECONDS,
             log_level=self.actor_log_level,
         )
         return RolloutCluster(plan, setup)

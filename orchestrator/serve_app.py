@@ -32,6 +32,7 @@ SHUTDOWN_SECONDS = 60.0
     name="ControlPlane",
     num_replicas=1,
     max_ongoing_requests=100,
+    max_queued_requests=200,  # for each proxy; by default without end. More are told 503
     user_config={},
     health_check_period_s=10,
     health_check_timeout_s=30,

@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, suppress
+from functools import partial
 from typing import Any, Protocol
 from uuid import UUID
 
@@ -19,11 +20,12 @@ import ray
 import structlog
 
 from orchestrator.actors.job_supervision import JobSupervision
+from orchestrator.actors.parcels import Parcel
 from orchestrator.actors.queue_consumer import QueueConsumer
 from orchestrator.actors.ray_calls import kill_actor
 from orchestrator.actors.result_sink import ResultSink
 from orchestrator.actors.tenure import Tenure
-from orchestrator.domain.episodes import CommitOutcome, EpisodeRun, FinishedEpisode
+from orchestrator.domain.episodes import CommitOutcome, EpisodeRun
 from orchestrator.domain.errors import InfrastructureError
 from orchestrator.ports import ClaimRefusal
 
@@ -39,6 +41,7 @@ LAST_BACKOFF_SECONDS = 5.0
 OPEN_SECONDS = 30.0
 LAST_WORDS_SECONDS = 5.0
 KILL_TRIES = 3
+FETCH_SECONDS = 20.0
 
 
 class Recipe(Protocol):
@@ -177,13 +180,15 @@ class ResultSinkActor:
         if is_over:
             await end_this_actor(sink_name(self._recipe.generation))
 
-    async def commit(self, finished: list[FinishedEpisode]) -> list[CommitOutcome]:
-        """See `ResultSink.commit`."""
-        return await (await self._opened()).commit(finished)
+    async def commit(self, parcel: Parcel) -> list[CommitOutcome]:
+        """See `ResultSink.commit_fetched`; the parcel holds a list of `FinishedEpisode`."""
+        sink = await self._opened()
+        return await sink.commit_fetched(parcel.size_bytes, partial(parcel.unpacked, FETCH_SECONDS))
 
-    async def stage(self, run: EpisodeRun, part: int, messages: list[bytes]) -> bool:
-        """See `ResultSink.stage`."""
-        return await (await self._opened()).stage(run, part, messages)
+    async def stage(self, run: EpisodeRun, part: int, parcel: Parcel) -> bool:
+        """See `ResultSink.stage_fetched`; the parcel holds a list of messages."""
+        sink = await self._opened()
+        return await sink.stage_fetched(run, part, parcel.size_bytes, partial(parcel.unpacked, FETCH_SECONDS))
 
     async def serves(self, recipe: Recipe) -> bool:
         """Whether it works by this very recipe: generation, database and settings."""
@@ -334,7 +339,8 @@ class JobSupervisorActor:
         return os.getpid()
 
 
-# An async actor runs up to 1,000 calls at once by default; all of these are bounded by their callers.
+# An async actor runs up to 1,000 calls at once by default; all of these are bounded by their callers. What
+# they are given is in memory from then on, so what may be large comes in parcels.
 ResultSinkRemote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(ResultSinkActor)
 QueueConsumerRemote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(QueueConsumerActor)
 JobSupervisorRemote = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=0)(JobSupervisorActor)

@@ -19,6 +19,7 @@ from ray.exceptions import (
     RpcError,
 )
 
+from orchestrator.actors.parcels import Parcel, packed
 from orchestrator.actors.ray_calls import ask_blocking
 from orchestrator.domain.episodes import CommitOutcome, EpisodeRun, FinishedEpisode
 from orchestrator.domain.errors import InfrastructureError
@@ -82,16 +83,28 @@ class SinkPublisher:
         self._timeout_seconds = timeout_seconds
 
     def publish(self, episodes: Sequence[FinishedEpisode]) -> list[CommitOutcome]:
-        batch = list(episodes)
-        outcomes: list[CommitOutcome] = self._until_acknowledged("commit", batch)
+        size = sum(map(size_bytes, episodes))
+        outcomes: list[CommitOutcome] = self._until_acknowledged("commit", list(episodes), size)
         return outcomes
 
     def stage(self, run: EpisodeRun, part: int, messages: Sequence[bytes]) -> bool:
-        batch = list(messages)
-        return bool(self._until_acknowledged("stage", run, part, batch))
+        size = sum(map(len, messages))
+        return bool(self._until_acknowledged("stage", list(messages), size, run, part))
 
-    def _until_acknowledged(self, method: str, *arguments: Any) -> Any:
-        return until_acknowledged(lambda: self._answer(method, *arguments), self._stop, retried=RETRIED)
+    def _until_acknowledged(self, method: str, content: Any, size: int, *arguments: Any) -> Any:
+        parcel: Parcel | None = None
+
+        def send() -> Any:
+            nonlocal parcel
+            if parcel is None:  # once: each further copy would be one more on this node
+                parcel = packed(content, size)
+            try:
+                return self._answer(method, *arguments, parcel)
+            except ObjectLostError:
+                parcel = None
+                raise
+
+        return until_acknowledged(send, self._stop, retried=RETRIED)
 
     def _answer(self, method: str, *arguments: Any) -> Any:
         sink = self._sink

@@ -6,6 +6,7 @@ What blocks says so, and is called on a thread (`off_loop`).
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, TypeVar
@@ -25,6 +26,9 @@ from orchestrator.waiting import on_a_thread
 T = TypeVar("T")
 
 RAY_CALL_SECONDS = 30.0
+PLACE_POLL_SECONDS = 0.05
+MOST_CALLS = 64
+_places = threading.BoundedSemaphore(MOST_CALLS)
 
 
 def create_actor(remote: Any, options: Mapping[str, Any], *arguments: Any) -> Any:
@@ -142,10 +146,34 @@ def ask_blocking(actor: Any, method: str, *arguments: Any, timeout_seconds: floa
         return ray.get(getattr(actor, method).remote(*arguments), timeout=timeout_seconds)
 
 
+def put_object(content: Any) -> Any:
+    """A reference to the content, which stays on this node while somebody has the reference. Blocking.
+
+    Raises:
+        ObjectStoreFullError: there is no room, on disk neither.
+    """
+    with failpoints.around("ray.put_object"):
+        return ray.put(content)
+
+
+async def fetch_object(reference: Any, *, timeout_seconds: float) -> Any:
+    """What a reference stands for, within the time.
+
+    Raises:
+        TimeoutError: it is not here by then.
+        RayError: it is lost.
+    """
+    await failpoints.reach_async("ray.fetch_object.before")
+    async with asyncio.timeout(timeout_seconds):
+        content = await reference
+    await failpoints.reach_async("ray.fetch_object.after")
+    return content
+
+
 async def off_loop(call: Callable[..., T], *args: Any, **options: Any) -> T:
     """What a blocking call of Ray returns, made on a thread that the end of the program does not wait for.
 
-    A call on a cluster that dies meanwhile may never return.
+    A call on a cluster that dies meanwhile may never return, and keeps its thread: of `MOST_CALLS` one waits.
 
     Raises:
         InfrastructureError: Ray gives no answer in time, or an error.
@@ -153,12 +181,22 @@ async def off_loop(call: Callable[..., T], *args: Any, **options: Any) -> T:
     name = getattr(call, "__name__", "a call")
     try:
         async with asyncio.timeout(RAY_CALL_SECONDS):
-            return await on_a_thread(partial(call, *args, **options))
+            while not _places.acquire(blocking=False):
+                await asyncio.sleep(PLACE_POLL_SECONDS)
+            return await on_a_thread(partial(_with_place, partial(call, *args, **options)))
     except TimeoutError as error:
         raise InfrastructureError(f"Ray does not answer ({name})") from error
     except Exception as error:
         # Ray raises RayError, RuntimeError, OSError and bare Exception where the cluster is away.
         raise InfrastructureError(f"Ray failed ({name}): {last_line(error)}") from error
+
+
+def _with_place(call: Callable[[], T]) -> T:
+    """Make the call, and give back the place that was taken for it."""
+    try:
+        return call()
+    finally:
+        _places.release()
 
 
 def last_line(error: BaseException) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import asyncpg
 import structlog
@@ -19,6 +21,8 @@ from orchestrator.domain.metrics import SINK_HELD, Meter, NoMeter
 from orchestrator.ports import Ledger
 
 log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
 
 # What no second try changes: the values themselves, or our own code. All else (a lock not given in time, a
 # full disk, a pool that closes) may pass, and the episodes are sent again.
@@ -44,7 +48,7 @@ class SinkRefused(OrchestratorError):
     """The database will never take these episodes: a bug, so sending again is no use."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Delivery:
     episodes: Sequence[FinishedEpisode]
     size: int
@@ -56,56 +60,75 @@ class ResultSink:
     """Group commit: all deliveries that wait go into the next transaction, within the caps.
 
     `max_bytes` bounds what is held here, whole episodes and parts together; `batch_episodes` what one
-    transaction commits.
+    transaction commits. What has no room stays where it is made: it is fetched once it has. Nobody waits
+    longer than `answer_seconds`, so that a worker that sends again does not wait here twice.
     """
 
     ledger: Ledger
     max_bytes: int
     batch_episodes: int
     database_patience_seconds: float
+    answer_seconds: float = 25.0
     meter: Meter = field(default_factory=NoMeter, repr=False)
     committed: int = field(default=0, init=False)
     _waiting: list[_Delivery] = field(default_factory=list, init=False)
-    _held_bytes: int = field(default=0, init=False)
+    held_bytes: int = field(default=0, init=False)
     _closed: bool = field(default=False, init=False)
     _changed: asyncio.Condition = field(default_factory=asyncio.Condition, init=False)
 
     async def commit(self, finished: Sequence[FinishedEpisode]) -> list[CommitOutcome]:
-        """What the ledger did with each, after the commit.
+        """As `commit_fetched`, of what is here already."""
+        return await self.commit_fetched(sum(map(size_bytes, finished)), _at_hand(finished))
+
+    async def commit_fetched(
+        self, size: int, fetch: Callable[[], Awaitable[Sequence[FinishedEpisode]]]
+    ) -> list[CommitOutcome]:
+        """What the ledger did with each of the episodes that `fetch` brings, after the commit.
 
         Raises:
-            SinkIsFull: there was no room within `database_patience_seconds`.
-            InfrastructureError: the database did not answer in that time, or the sink closed; nothing, or
-                all, was committed.
+            SinkIsFull: there was no room within `database_patience_seconds`; nothing was fetched.
+            InfrastructureError: the database did not answer in that time, nobody could in `answer_seconds`,
+                or the sink closed; nothing, or all, was committed.
             SinkRefused: the database will never take them.
         """
-        if not finished:
-            return []
-        size = sum(map(size_bytes, finished))
-        delivery = _Delivery(finished, size, asyncio.get_running_loop().create_future())
-        await self._take_room(size, delivery)
-        return await delivery.outcome
+        async with self._answering(), self._room(size) as room:
+            finished = await fetch()
+            if not finished:
+                return []
+            delivery = _Delivery(finished, size, asyncio.get_running_loop().create_future())
+            await self._put_in_line(delivery)
+            room.pop_all()  # `work` gives it back
+            try:
+                return await delivery.outcome
+            finally:
+                if delivery in self._waiting:  # nobody waits for it any more
+                    self._waiting.remove(delivery)
+                    await self._give_room(size)
 
     async def stage(self, run: EpisodeRun, part: int, messages: Sequence[bytes]) -> bool:
+        """As `stage_fetched`, of what is here already."""
+        return await self.stage_fetched(run, part, sum(map(len, messages)), _at_hand(messages))
+
+    async def stage_fetched(
+        self, run: EpisodeRun, part: int, size: int, fetch: Callable[[], Awaitable[Sequence[bytes]]]
+    ) -> bool:
         """Store a part of a long episode; False where its run is void. Staging it again does no harm.
 
         Raises:
-            SinkIsFull, InfrastructureError, SinkRefused: as `commit`.
+            SinkIsFull, InfrastructureError, SinkRefused: as `commit_fetched`.
         """
-        size = sum(map(len, messages))
-        await self._take_room(size)
-        try:
-            return await retrying(
-                lambda: self.ledger.stage_part(run, part, messages),
-                deadline_seconds=self.database_patience_seconds,
-                what="staging a part of an episode",
-            )
-        except InfrastructureError:
-            raise
-        except Exception as error:
-            raise _for_the_caller(error) from error
-        finally:
-            await self._give_room(size)
+        async with self._answering(), self._room(size):
+            messages = await fetch()
+            try:
+                return await retrying(
+                    lambda: self.ledger.stage_part(run, part, messages),
+                    deadline_seconds=self.database_patience_seconds,
+                    what="staging a part of an episode",
+                )
+            except InfrastructureError:
+                raise
+            except Exception as error:
+                raise _for_the_caller(error) from error
 
     async def work(self) -> None:
         """Commit until cancelled. At its end, however it comes, nobody is left waiting."""
@@ -125,30 +148,52 @@ class ResultSink:
                 self._answer(delivery, _closed())
             await self._give_room(sum(delivery.size for delivery in left))
 
-    async def _take_room(self, size: int, delivery: _Delivery | None = None) -> None:
-        """Wait for room; a delivery is put in line in the same moment."""
+    @asynccontextmanager
+    async def _answering(self) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout(self.answer_seconds):
+                yield
+        except TimeoutError as error:
+            raise InfrastructureError(
+                f"not committed within {self.answer_seconds:g} s: send again"
+            ) from error
+
+    @asynccontextmanager
+    async def _room(self, size: int) -> AsyncIterator[contextlib.AsyncExitStack]:
+        """Room for the block; it is kept where what the block is given forgets about it.
+
+        Raises:
+            SinkIsFull, InfrastructureError: as `commit_fetched`.
+        """
         try:
             async with asyncio.timeout(self.database_patience_seconds), self._changed:
                 await self._changed.wait_for(lambda: self._closed or self._fits(size))
                 if self._closed:
                     raise _closed()
-                self._held_bytes += size
-                self.meter.set(SINK_HELD, self._held_bytes)
-                if delivery is not None:
-                    self._waiting.append(delivery)
-                    self._changed.notify_all()
+                self.held_bytes += size
+                self.meter.set(SINK_HELD, self.held_bytes)
         except TimeoutError as error:
-            raise SinkIsFull(f"the result sink holds {self._held_bytes} bytes") from error
+            raise SinkIsFull(f"the result sink holds {self.held_bytes} bytes") from error
+        async with contextlib.AsyncExitStack() as room:
+            room.push_async_callback(self._give_room, size)
+            yield room
+
+    async def _put_in_line(self, delivery: _Delivery) -> None:
+        async with self._changed:
+            if self._closed:
+                raise _closed()
+            self._waiting.append(delivery)
+            self._changed.notify_all()
 
     async def _give_room(self, size: int) -> None:
-        self._held_bytes -= size
-        self.meter.set(SINK_HELD, self._held_bytes)
+        self.held_bytes -= size
+        self.meter.set(SINK_HELD, self.held_bytes)
         async with self._changed:
             self._changed.notify_all()
 
     def _fits(self, size: int) -> bool:
         # What is larger than the cap by itself goes alone.
-        return not self._held_bytes or self._held_bytes + size <= self.max_bytes
+        return not self.held_bytes or self.held_bytes + size <= self.max_bytes
 
     async def _next_batch(self) -> list[_Delivery]:
         async with self._changed:
@@ -207,6 +252,13 @@ class ResultSink:
                 delivery.outcome.set_exception(answer)
             else:
                 delivery.outcome.set_result(answer)
+
+
+def _at_hand(content: T) -> Callable[[], Awaitable[T]]:
+    async def fetch() -> T:
+        return content
+
+    return fetch
 
 
 def _for_the_caller(error: Exception) -> OrchestratorError:

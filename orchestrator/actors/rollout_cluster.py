@@ -16,8 +16,10 @@ from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
+from orchestrator.actors.episode_publisher import size_bytes
 from orchestrator.actors.episode_runner import RunReport
 from orchestrator.actors.job_supervision import CannotRun
+from orchestrator.actors.parcels import packed
 from orchestrator.actors.ray_calls import (
     ask,
     cluster_resources,
@@ -192,10 +194,11 @@ class RolloutCluster:
         """
         until = time.monotonic() + SINK_PATIENCE_SECONDS
         pause_seconds = 0.1
+        parcel = await asyncio.to_thread(packed, [finished], size_bytes(finished))
         while True:
             try:
                 sink = await asyncio.to_thread(self._setup.find_sink)
-                outcomes = await ask(sink, "commit", [finished], timeout_seconds=SINK_ANSWER_SECONDS)
+                outcomes = await ask(sink, "commit", parcel, timeout_seconds=SINK_ANSWER_SECONDS)
                 return CommitOutcome(outcomes[0])
             except (RayError, InfrastructureError, TimeoutError, ValueError) as error:
                 # A sink that restarts: sending again is safe, the ledger is idempotent.

@@ -150,7 +150,8 @@ def slope(points: Sequence[Point]) -> float:
 def table(found: Sequence[Growth], judged: Callable[[str], bool]) -> list[str]:
     """For people: memory in MiB. Roles that are not `judged` have no verdict."""
     lines = [
-        f"{'process':<18}{'count':>6}  {'quantity':<12}{'first':>11}{'last':>11}{'per 1,000 jobs':>16}  verdict"
+        f"{'process':<18}{'count':>6}  {'quantity':<12}{'first':>11}{'last':>11}"
+        f"{'per 1,000 jobs':>16}  verdict"
     ]
     for each in found:
         verdict = ("flat" if each.is_flat else "GROWS") if judged(each.role) else "not ours"

@@ -43,7 +43,7 @@ def role_of(name: str, line: str, directory: Path) -> str | None:
 def sampled(command: psutil.Process, directory: Path, jobs: int) -> Iterator[Sample]:
     """Every process of the run as it is now; `command` is that of `orchestrator up`.
 
-    Shims, and what they start, are below no process of ours: the directory of the run tells them from others'.
+    Shims, and what they start, are below no process of ours: the run's directory tells them from others.
     """
     below = {process.pid for process in command.children(recursive=True)}
     for process in psutil.process_iter():

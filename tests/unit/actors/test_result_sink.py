@@ -149,6 +149,63 @@ async def test_room_comes_free_when_a_part_is_stored(pool: Pool) -> None:
     assert outcomes == [True, [COMMITTED], True]
 
 
+async def test_what_has_no_room_is_not_fetched_before_it_has(pool: Pool) -> None:
+    runs = await some_runs(pool, 2)
+    ledger = GatedLedger(PostgresLedger(pool))
+    sink = a_sink(ledger, max_bytes=100)
+    fetched: list[int] = []
+
+    def fetching(number: int) -> Any:
+        async def fetch() -> list[FinishedEpisode]:
+            fetched.append(number)
+            return [finished(runs[number])]
+
+        return fetch
+
+    async with working(sink):
+        tasks = await started(*(sink.commit_fetched(80, fetching(number)) for number in range(2)))
+        await ledger.arrived.wait()
+        before = list(fetched)
+        ledger.gate.set()
+        outcomes = await asyncio.gather(*tasks)
+
+    assert (before, fetched) == ([0], [0, 1])
+    assert outcomes == [[COMMITTED], [COMMITTED]]
+
+
+@pytest.mark.parametrize("fails_while", ["it is fetched", "it waits in line", "it is staged"])
+async def test_what_nobody_waits_for_any_more_takes_no_room(pool: Pool, fails_while: str) -> None:
+    runs = await some_runs(pool, 3)
+    ledger = GatedLedger(PostgresLedger(pool))
+    sink = a_sink(ledger, max_bytes=2**10, answer_seconds=0.2)
+
+    async def never() -> list[FinishedEpisode]:
+        return await asyncio.get_running_loop().create_future()
+
+    async with working(sink):
+        in_hand = await started(sink.commit([finished(runs[0])]))
+        await ledger.arrived.wait()
+        calls = {
+            "it is fetched": lambda: sink.commit_fetched(2**9, never),
+            "it waits in line": lambda: sink.commit([finished(runs[1])]),
+            "it is staged": lambda: sink.stage(runs[1], 0, [b"{}"]),
+        }
+        with pytest.raises(InfrastructureError, match="send again"):
+            await calls[fails_while]()
+        sink.answer_seconds = 10.0
+        ledger.gate.set()
+        await asyncio.gather(*in_hand, return_exceptions=True)
+        largest = await sink.commit_fetched(2**10, lambda: _soon([finished(runs[2])]))
+
+    assert largest == [COMMITTED]
+    assert sink.held_bytes == 0
+    assert await finished_in_ledger(pool) == 2
+
+
+async def _soon(episodes: list[FinishedEpisode]) -> list[FinishedEpisode]:
+    return episodes
+
+
 async def test_one_bad_episode_does_not_hold_up_the_others(pool: Pool) -> None:
     runs = await some_runs(pool, 3)
     ledger = GatedLedger(PostgresLedger(pool))
