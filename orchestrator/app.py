@@ -167,7 +167,7 @@ class ControlPlaneRecipe:
                 reconciler,
                 max_concurrent_jobs=self.settings.max_concurrent_jobs,
                 reconcile_interval_seconds=self.settings.reconcile_interval_seconds,
-                superseded=Tenure(self.namespace, CONSUMER_PREFIX, self.generation).is_over,
+                superseded=Tenure(self.namespace, CONSUMER_PREFIX, self.generation, CONSUMER_PREFIX).is_over,
             )
 
     @asynccontextmanager

@@ -172,7 +172,8 @@ class ResultSinkActor:
         return f"ResultSink(generation {self._recipe.generation}, {committed} episodes committed)"
 
     async def _serve(self) -> None:
-        tenure = Tenure(self._recipe.namespace, SINK_PREFIX, self._recipe.generation)
+        # The next sink is there before the supervisors that send to this one have drained, its consumer not.
+        tenure = Tenure(self._recipe.namespace, SINK_PREFIX, self._recipe.generation, CONSUMER_PREFIX)
         async with self._recipe.open_sink() as sink:
             self._sink = sink
             self._loop.opened.set()
@@ -226,7 +227,7 @@ class QueueConsumerActor:
     async def _serve(self) -> None:
         if self._stopping:
             return
-        tenure = Tenure(self._recipe.namespace, CONSUMER_PREFIX, self._recipe.generation)
+        tenure = Tenure(self._recipe.namespace, CONSUMER_PREFIX, self._recipe.generation, CONSUMER_PREFIX)
         async with self._recipe.open_consumer() as consumer:
             if self._stopping:
                 return

@@ -13,7 +13,7 @@ import psutil
 import pytest
 import ray
 
-from orchestrator.actors.control_actors import ResultSinkRemote
+from orchestrator.actors.control_actors import QueueConsumerRemote, ResultSinkRemote
 from orchestrator.actors.control_plane import (
     consumer_name,
     sink_name,
@@ -66,12 +66,15 @@ async def test_a_stopped_generation_that_comes_back_after_a_newer_one_took_over_
         await stop_control_plane(newer)
 
 
-async def test_a_sink_that_nobody_stops_ends_itself_once_a_newer_generation_is_there(plane: Plane) -> None:
+async def test_a_sink_that_nobody_stops_ends_itself_once_a_newer_generation_has_taken_over(
+    plane: Plane,
+) -> None:
     (old_sink,) = processes_of_our_ray("ray::ResultSink")
     newer = replace(plane.recipe, installation=await take_generation(plane.pool, "newer code"))
-    ray_options = {"name": sink_name(newer.generation), "namespace": newer.namespace, "lifetime": "detached"}
+    common = {"namespace": newer.namespace, "lifetime": "detached"}
 
-    ResultSinkRemote.options(**ray_options).remote(newer)
+    ResultSinkRemote.options(name=sink_name(newer.generation), **common).remote(newer)
+    QueueConsumerRemote.options(name=consumer_name(newer.generation), **common).remote(newer)
     try:
         await all_gone([old_sink], 30)
 

@@ -46,7 +46,7 @@ def on_ray(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def a_tenure() -> Tenure:
-    return Tenure("orchestrator-test", "queue-consumer-g", 3)
+    return Tenure("orchestrator-test", "queue-consumer-g", 3, "queue-consumer-g")
 
 
 @pytest.mark.parametrize(
@@ -71,6 +71,25 @@ async def test_a_place_is_lost_to_a_newer_generation_or_to_whoever_has_the_name(
 
     assert (told or "").startswith(why or "")
     assert (told is None) == (why is None)
+
+
+@pytest.mark.parametrize(
+    ("actors", "is_over"),
+    [
+        ({"result-sink-g3": OURS, "result-sink-g4": ANOTHERS}, False),
+        ({"result-sink-g3": OURS, "result-sink-g4": ANOTHERS, "queue-consumer-g3": ANOTHERS}, False),
+        ({"result-sink-g3": OURS, "result-sink-g4": ANOTHERS, "queue-consumer-g4": ANOTHERS}, True),
+        ({"result-sink-g4": ANOTHERS}, True),
+    ],
+)
+async def test_a_sink_keeps_its_place_until_the_supervisors_that_send_to_it_have_drained(
+    on_ray: Any, actors: dict[str, str], is_over: bool
+) -> None:
+    on_ray(actors)
+
+    told = await Tenure("orchestrator-test", "result-sink-g", 3, "queue-consumer-g").is_over()
+
+    assert (told is not None) == is_over
 
 
 async def test_a_process_outside_of_ray_has_no_place_to_lose() -> None:
