@@ -20,9 +20,7 @@ from tests.chaos.leftovers import QUERIES, directories_left
 QUIET_SECONDS = 60.0
 CONNECTIONS = """SELECT application_name, count(*) FROM pg_stat_activity
     WHERE datname = current_database() AND backend_type = 'client backend' GROUP BY 1 ORDER BY 1"""
-TABLES = """SELECT c.relname, pg_total_relation_size(c.oid) AS bytes,
-        (xpath('/row/n/text()', query_to_xml(format('SELECT count(*) AS n FROM %I.%I', n.nspname, c.relname),
-            false, true, '')))[1]::text::bigint AS rows
+TABLES = """SELECT c.oid::regclass::text AS relname, pg_total_relation_size(c.oid) AS bytes
     FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
     WHERE c.relkind = 'r' AND n.nspname NOT IN ('pg_catalog', 'information_schema') ORDER BY 2 DESC"""
 ALLOWED_CONNECTIONS = {CONSUMER_APPLICATION: CONSUMER_CONNECTIONS, "orchestrator sink": SINK_CONNECTIONS}
@@ -49,7 +47,12 @@ async def remains(line: Line, data: Path, jobs: int) -> Remains:
         if count > ALLOWED_CONNECTIONS.get(name, count)
     ]
     named = ", ".join(f"{name or 'the soak itself'} {count}" for name, count in connections)
-    tables = await line.ask(lambda connection: connection.fetch(TABLES))
+    tables = []
+    for name, size in await line.ask(lambda connection: connection.fetch(TABLES)):
+        rows = await line.ask(
+            lambda connection, name=name: connection.fetchval(f"SELECT count(*) FROM {name}")
+        )
+        tables.append((name, size, rows))
     return Remains(
         faults, [f"quiet after {seconds:.1f} s; connections at the end: {named}", *_sizes(tables, jobs)]
     )
