@@ -19,7 +19,6 @@ from uuid import UUID
 import ray
 
 from orchestrator import failpoints
-from orchestrator.actors.control_actors import CONSUMER_PREFIX
 from orchestrator.actors.control_plane import RaySupervisors, sink_name
 from orchestrator.actors.job_supervision import Cluster, JobSupervision, SupervisionParts
 from orchestrator.actors.measurements import InstallationFigures
@@ -39,7 +38,7 @@ from orchestrator.actors.submission_container import (
     PolicySource,
     SubmissionContainer,
 )
-from orchestrator.actors.tenure import Tenure
+from orchestrator.actors.tenure import CONSUMER_PREFIX, Tenure
 from orchestrator.adapters.artifacts.fetch import FetchLimits, check_reference, fetch_archive
 from orchestrator.adapters.policies.websocket import WebSocketConnector
 from orchestrator.adapters.postgres.clients import (
@@ -167,7 +166,7 @@ class ControlPlaneRecipe:
                 reconciler,
                 max_concurrent_jobs=self.settings.max_concurrent_jobs,
                 reconcile_interval_seconds=self.settings.reconcile_interval_seconds,
-                superseded=Tenure(self.namespace, CONSUMER_PREFIX, self.generation, CONSUMER_PREFIX).is_over,
+                superseded=Tenure(self.namespace, CONSUMER_PREFIX, self.generation).is_over,
             )
 
     @asynccontextmanager

@@ -24,7 +24,7 @@ from orchestrator.actors.parcels import Parcel
 from orchestrator.actors.queue_consumer import QueueConsumer
 from orchestrator.actors.ray_calls import kill_actor
 from orchestrator.actors.result_sink import ResultSink
-from orchestrator.actors.tenure import Tenure
+from orchestrator.actors.tenure import CONSUMER_PREFIX, Tenure
 from orchestrator.domain.episodes import CommitOutcome, EpisodeRun
 from orchestrator.domain.errors import InfrastructureError
 from orchestrator.ports import ClaimRefusal
@@ -32,7 +32,6 @@ from orchestrator.ports import ClaimRefusal
 log = structlog.get_logger(__name__)
 
 SINK_PREFIX = "result-sink-g"
-CONSUMER_PREFIX = "queue-consumer-g"
 SUPERVISOR_PREFIX = "job-"
 CONTROL_SHARE = 0.001
 
@@ -172,8 +171,7 @@ class ResultSinkActor:
         return f"ResultSink(generation {self._recipe.generation}, {committed} episodes committed)"
 
     async def _serve(self) -> None:
-        # The next sink is there before the supervisors that send to this one have drained, its consumer not.
-        tenure = Tenure(self._recipe.namespace, SINK_PREFIX, self._recipe.generation, CONSUMER_PREFIX)
+        tenure = Tenure(self._recipe.namespace, SINK_PREFIX, self._recipe.generation)
         async with self._recipe.open_sink() as sink:
             self._sink = sink
             self._loop.opened.set()
@@ -227,7 +225,7 @@ class QueueConsumerActor:
     async def _serve(self) -> None:
         if self._stopping:
             return
-        tenure = Tenure(self._recipe.namespace, CONSUMER_PREFIX, self._recipe.generation, CONSUMER_PREFIX)
+        tenure = Tenure(self._recipe.namespace, CONSUMER_PREFIX, self._recipe.generation)
         async with self._recipe.open_consumer() as consumer:
             if self._stopping:
                 return

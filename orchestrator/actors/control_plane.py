@@ -12,7 +12,6 @@ import structlog
 from ray.exceptions import RayActorError, RayError
 
 from orchestrator.actors.control_actors import (
-    CONSUMER_PREFIX,
     SINK_PREFIX,
     SUPERVISOR_PREFIX,
     QueueConsumerRemote,
@@ -34,6 +33,7 @@ from orchestrator.actors.ray_calls import (
     off_loop,
 )
 from orchestrator.actors.ray_supervisors import DECISION_SECONDS, PING_SECONDS, RaySupervisors, number_of
+from orchestrator.actors.tenure import CONSUMER_PREFIX
 from orchestrator.domain.errors import InfrastructureError, Superseded, UsageError
 
 __all__ = [

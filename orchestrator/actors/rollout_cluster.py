@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from orchestrator.actors.episode_publisher import size_bytes
 from orchestrator.actors.episode_runner import RunReport
 from orchestrator.actors.job_supervision import CannotRun
-from orchestrator.actors.parcels import packed
+from orchestrator.actors.parcels import Parcel, packed
 from orchestrator.actors.ray_calls import (
     ask,
     cluster_resources,
@@ -45,7 +45,6 @@ PING_EVERY_SECONDS = 3.0
 # A node that is away for a moment, or not there yet, must not fail a job.
 IMPOSSIBLE_SECONDS = 5.0
 PING_ANSWER_SECONDS = 10.0
-SINK_ANSWER_SECONDS = 30.0
 SINK_PATIENCE_SECONDS = 120.0
 
 
@@ -194,11 +193,12 @@ class RolloutCluster:
         """
         until = time.monotonic() + SINK_PATIENCE_SECONDS
         pause_seconds = 0.1
-        parcel = await asyncio.to_thread(packed, [finished], size_bytes(finished))
+        parcel: Parcel | None = None
         while True:
             try:
+                parcel = parcel or await asyncio.to_thread(packed, [finished], size_bytes(finished))
                 sink = await asyncio.to_thread(self._setup.find_sink)
-                outcomes = await ask(sink, "commit", parcel, timeout_seconds=SINK_ANSWER_SECONDS)
+                outcomes = await ask(sink, "commit", parcel, timeout_seconds=self._setup.sink_timeout_seconds)
                 return CommitOutcome(outcomes[0])
             except (RayError, InfrastructureError, TimeoutError, ValueError) as error:
                 # A sink that restarts: sending again is safe, the ledger is idempotent.

@@ -21,19 +21,20 @@ from orchestrator.domain.errors import InfrastructureError
 log = structlog.get_logger(__name__)
 
 LOOK_EVERY_SECONDS = 5.0
+CONSUMER_PREFIX = "queue-consumer-g"
 
 
 @dataclass(frozen=True)
 class Tenure:
     """The place of the actor `<prefix><generation>`, as the process that asks has it, or not any more.
 
-    It is lost to a newer actor of `successors`: of those that come last when a generation takes over.
+    It is lost to a newer generation once that has a consumer, which comes last when it takes over: its sink
+    is there before the supervisors that send to the older one have drained.
     """
 
     namespace: str
     prefix: str
     generation: int
-    successors: str
 
     async def is_over(self) -> str | None:
         """Why another one has the place now, or None. A process outside of Ray has no place to lose.
@@ -43,8 +44,8 @@ class Tenure:
         """
         if not ray.is_initialized() or (own := own_actor_id()) is None:
             return None
-        names = await off_loop(actor_names, self.namespace, self.successors)
-        newest = max((int(name.removeprefix(self.successors)) for name in names), default=-1)
+        names = await off_loop(actor_names, self.namespace, CONSUMER_PREFIX)
+        newest = max((int(name.removeprefix(CONSUMER_PREFIX)) for name in names), default=-1)
         if newest > self.generation:
             return f"generation {newest} is there, and this one is {self.generation}"
         holder = await off_loop(actor_id_of, f"{self.prefix}{self.generation}", self.namespace)

@@ -14,8 +14,8 @@ import psutil
 import pytest
 import ray
 
-from orchestrator.actors.control_actors import CONSUMER_PREFIX
 from orchestrator.actors.control_plane import sink_name, start_control_plane, stop_control_plane
+from orchestrator.actors.tenure import CONSUMER_PREFIX
 from orchestrator.adapters.postgres.embedded import embedded_postgres
 from orchestrator.adapters.postgres.installation import take_generation
 from orchestrator.adapters.postgres.migrate import migrate

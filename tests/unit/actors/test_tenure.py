@@ -46,7 +46,7 @@ def on_ray(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def a_tenure() -> Tenure:
-    return Tenure("orchestrator-test", "queue-consumer-g", 3, "queue-consumer-g")
+    return Tenure("orchestrator-test", "queue-consumer-g", 3)
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ async def test_a_sink_keeps_its_place_until_the_supervisors_that_send_to_it_have
 ) -> None:
     on_ray(actors)
 
-    told = await Tenure("orchestrator-test", "result-sink-g", 3, "queue-consumer-g").is_over()
+    told = await Tenure("orchestrator-test", "result-sink-g", 3).is_over()
 
     assert (told is not None) == is_over
 
